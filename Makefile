@@ -1,0 +1,45 @@
+# make install     create .venv and install everything (torch first, exact versions)
+# make quickstart  distil a student from the shipped teacher, score it, hear it (about ten minutes)
+# make test        run the tests
+# make lint        run ruff
+# make bench       measure speed, as ratios
+# make assets      rebuild every shipped artefact from nothing (hours)
+# make readme      write the results table of the last quickstart into README.md
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+OUTPUT ?= outputs/quickstart
+export PIP_NO_INPUT := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint bench assets readme
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+install: .venv/installed
+
+# torch goes first, so that no other package's requirements choose its build.
+.venv/installed: setup.py pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --progress-bar on torch -c constraints.txt
+	.venv/bin/python -m pip install --progress-bar on -e '.[all]' -c constraints.txt
+	@touch $@
+
+quickstart: install
+	.venv/bin/tinywave quickstart --output-dir $(OUTPUT)
+
+test: install
+	.venv/bin/pytest
+
+lint: install
+	.venv/bin/ruff check .
+
+bench: install
+	.venv/bin/python -m tinywave.benchmarks.speed
+
+assets: install
+	.venv/bin/tinywave rebuild
+
+readme: install
+	.venv/bin/python -m tinywave.eval.results_table $(OUTPUT)/report.json README.md

@@ -1,0 +1,100 @@
+"""The `tinywave` command: picks a verb, imports only that verb's module, and turns failures into one clear line.
+
+Each verb is a module of this folder (`fit-units` is `fit_units.py`) with two functions: `add_arguments(parser)`, which
+declares the verb's arguments, and `run(arguments) -> int`, which does the work and returns the exit code.
+"""
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+import traceback
+
+from .. import __version__
+
+# verb -> one line of help. Kept here, so that `tinywave --help` imports no verb and answers at once.
+VERBS = {
+    "quickstart": "distil a student from the shipped teacher, score it and write a report you can hear",
+    "prepare": "build a speech corpus with word and phone times",
+    "fit-units": "fit the speech encoder's k-means units on a corpus",
+    "train": "train a teacher from nothing",
+    "correct": "correct a teacher on the distillation domain with LoRA",
+    "distill": "prune a teacher into a student and distil it",
+    "build-suites": "build the minimal-pair test suites",
+    "evaluate": "score a model on the test suites and its perplexity",
+    "encode": "turn a recording into speech units",
+    "decode": "turn speech units into a recording",
+    "generate": "continue a recording",
+    "rebuild": "rebuild every shipped artefact from nothing",
+}
+EXIT_FAILED = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return its exit code.
+
+    Returns 0 on success, 2 for input that cannot be used (one line on standard error says what and what to do),
+    130 after Ctrl-C. `--debug` shows the full traceback. Exceptions that stand for a defect in the code itself
+    are not caught.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv
+    try:
+        parser = build_parser(argv)
+        arguments = parser.parse_args([argument for argument in argv if argument != "--debug"])
+        if arguments.verb is None:
+            parser.print_help()
+            return EXIT_FAILED
+        return import_verb(arguments.verb).run(arguments) or 0
+    except BrokenPipeError:
+        # The reader of our output (`tinywave encode x.wav | head`) went away; nothing is wrong on this side.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except (ValueError, OSError, ModuleNotFoundError, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"tinywave: {describe_error(error)}", file=sys.stderr)
+        return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_FAILED
+
+
+def build_parser(argv: list[str]) -> argparse.ArgumentParser:
+    """Return the parser of all verbs; only the verb named in `argv` is imported and has its arguments declared."""
+    parser = argparse.ArgumentParser(
+        prog="tinywave", description="Small speech language models distilled from large ones."
+    )
+    parser.add_argument("--version", action="version", version=f"tinywave {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    chosen = next((argument for argument in argv if not argument.startswith("-")), None)
+    for verb, summary in VERBS.items():
+        subparser = subparsers.add_parser(
+            verb, help=summary, description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        if verb == chosen:
+            import_verb(verb).add_arguments(subparser)
+    return parser
+
+
+def import_verb(verb: str):
+    """Return the module of a verb."""
+    return importlib.import_module(f".{verb.replace('-', '_')}", __package__)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return one line that says what went wrong and, where it is known, what to do."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; finished parts are kept, and the same command continues from there"
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError):
+        return f"{message}; install the optional packages with: pip install 'tinywave[all]'"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{message}; free some space and run the same command again, finished parts are kept"
+    return message
+
+
+if __name__ == "__main__":
+    sys.exit(main())

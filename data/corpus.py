@@ -1,0 +1,354 @@
+"""Synthetic speech corpora: texts spoken by the hibari and Kokoro voices, in parquet shards.
+
+A row is one document: its sentences are spoken one by one, joined with short pauses and resampled to 16 kHz, with the
+times of all words and phones. The bytes depend only on the items and the package versions, not on the number of
+processes. Work is resumable: a finished shard is never made again, and an interrupted one leaves nothing behind.
+"""
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soxr
+from tqdm.auto import tqdm
+
+from . import hibari_voice
+from .audio_io import waveform_to_flac_bytes
+from .kokoro_voice import TEST_VOICES, TRAIN_VOICES, KokoroVoice
+from .pronunciation import TimedLabel, hibari_assets
+
+SAMPLING_RATE = 16_000
+SPLITS = ("train", "validation", "test")
+PAUSE_SECONDS = (0.12, 0.30)
+"""Shortest and longest pause between two sentences of a document."""
+
+MANIFEST = "corpus.json"
+_FORMAT = 1
+_ROWS_PER_GROUP = 50
+
+
+
+def _timed(label: str) -> pa.DataType:
+    return pa.list_(pa.struct([(label, pa.string()), ("start", pa.float32()), ("end", pa.float32())]))
+
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("split", pa.string()),
+        ("domain", pa.string()),
+        ("text", pa.string()),
+        ("sentences", pa.list_(pa.string())),
+        ("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("sampling_rate", pa.int32()),
+        ("num_samples", pa.int64()),
+        ("words", _timed("word")),
+        ("phones", _timed("phone")),
+        ("voice", pa.string()),
+        ("style", pa.string()),
+        ("licence", pa.string()),
+        ("source", pa.string()),
+        ("seed", pa.int64()),
+    ]
+)
+
+
+class CorpusError(RuntimeError):
+    """A corpus folder is damaged, incomplete, of other items, or mixes its splits."""
+
+
+@dataclass(frozen=True)
+class TextItem:
+    """One document to be spoken.
+
+    `id`: unique in its corpus. `split`: "train", "validation" or "test". `domain`: kind of text, such as "story".
+    `sentences`: spoken one by one. `voice`: "hibari" or a Kokoro voice; a test voice speaks in "test" only.
+    `style`: a key of `hibari_voice.STYLES`; Kokoro voices have "base" only. `seed`: of the noise and the pauses.
+    `text_licence` and `source`: of the text. `phonemes`: one string a sentence, spoken in place of the spelling.
+
+    Raises `ValueError` where these rules are broken.
+    """
+
+    id: str
+    split: str
+    domain: str
+    sentences: tuple[str, ...]
+    voice: str
+    style: str
+    seed: int
+    text_licence: str
+    source: str
+    phonemes: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        _expect(self.split in SPLITS, self.id, f"split {self.split!r}", f"one of {SPLITS}")
+        _expect(bool(self.sentences), self.id, "no sentences", "at least one")
+        _expect(not isinstance(self.sentences, str), self.id, "sentences as one string", "a tuple of strings")
+        _expect(self.seed >= 0, self.id, f"seed {self.seed}", "0 or above")
+        voices = (hibari_voice.VOICE, *TRAIN_VOICES, *TEST_VOICES)
+        _expect(self.voice in voices, self.id, f"voice {self.voice!r}", f"one of {voices}")
+        styles = tuple(hibari_voice.STYLES) if self.voice == hibari_voice.VOICE else ("base",)
+        _expect(self.style in styles, self.id, f"style {self.style!r} of voice {self.voice}", f"one of {styles}")
+        if self.voice in TEST_VOICES:
+            _expect(self.split == "test", self.id, f"test voice {self.voice} in split {self.split!r}", "split 'test'")
+        if self.phonemes is not None:
+            found, expected = len(self.phonemes), len(self.sentences)
+            _expect(found == expected, self.id, f"{found} phoneme strings", f"{expected}, one a sentence")
+
+
+def _expect(condition: bool, identifier: str, found: str, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"Item {identifier!r}: found {found}; expected {expected}.")
+
+
+def prepare_corpus(
+    items: Sequence[TextItem], output_folder: str | Path, *, num_processes: int = 2, rows_per_shard: int = 200
+) -> Path:
+    """Speaks `items` into parquet shards of `SCHEMA` and returns `output_folder`.
+
+    Shards that a previous call finished are kept, damaged ones are made again. Raises `CorpusError` if the folder holds
+    other items, an item cannot be spoken, the disk is full or a worker process dies; finished shards stay valid.
+    """
+    folder = Path(output_folder)
+    shards = [items[start : start + rows_per_shard] for start in range(0, len(items), rows_per_shard)]
+    _check_unique_ids(items)
+    _open_manifest(folder, items, [len(shard) for shard in shards])
+    missing = [index for index, shard in enumerate(shards) if not _is_valid_shard(folder / _name(index), len(shard))]
+    pending = [item for index in missing for item in shards[index]]
+    done = len(items) - len(pending)
+    with (
+        _row_maker(min(num_processes, len(pending))) as make_rows,
+        tqdm(total=len(items), initial=done, unit="document", desc="Speaking") as progress,
+    ):
+        rows = make_rows(pending)
+        for index in missing:
+            finished = []
+            for _ in shards[index]:
+                finished.append(next(rows))
+                progress.update()
+            _write_shard(finished, folder / _name(index))
+    return folder
+
+
+@contextlib.contextmanager
+def _row_maker(num_processes: int):
+    """Yields a function from items to an iterator of their rows, in order."""
+    if num_processes <= 1:
+        yield functools.partial(map, _make_row)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_ignore_interrupts)
+    try:
+        yield functools.partial(pool.map, _make_row, chunksize=4)
+    except BrokenProcessPool as error:
+        raise CorpusError("A worker process died, often for lack of memory; run again to resume.") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ignore_interrupts() -> None:
+    # Ctrl-C reaches every process of the terminal; only the parent answers it, by cancelling what is left.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@functools.cache
+def _voice(name: str):
+    return hibari_voice.HibariVoice() if name == hibari_voice.VOICE else KokoroVoice()
+
+
+def _speak(item: TextItem, index: int, seed: int):
+    phonemes = None if item.phonemes is None else item.phonemes[index]
+    if item.voice == hibari_voice.VOICE:
+        return _voice(item.voice).synthesize(item.sentences[index], phonemes, style=item.style, seed=seed)
+    return _voice("kokoro").synthesize(item.sentences[index], phonemes, voice=item.voice)
+
+
+def _make_row(item: TextItem) -> dict:
+    try:
+        return _item_to_row(item)
+    except ValueError as error:
+        raise CorpusError(f"Item {item.id!r} cannot be spoken. {error}") from error
+
+
+def _item_to_row(item: TextItem) -> dict:
+    rng = np.random.default_rng(item.seed)
+    seeds = rng.integers(2**31, size=len(item.sentences)).tolist()
+    pauses = rng.uniform(*PAUSE_SECONDS, size=len(item.sentences))
+    utterances = [_speak(item, index, seed) for index, seed in enumerate(seeds)]
+    rate = utterances[0].sampling_rate
+    pieces, words, phones, start = [], [], [], 0.0
+    for utterance, pause in zip(utterances, pauses, strict=True):
+        words += _shifted(utterance.words, "word", start)
+        phones += _shifted(utterance.phones, "phone", start)
+        pieces += [utterance.waveform, np.zeros(round(pause * rate), np.float32)]
+        start += (len(pieces[-2]) + len(pieces[-1])) / rate
+    # The document ends with its last sentence, not with a pause.
+    pieces.pop()
+    waveform = soxr.resample(np.concatenate(pieces), rate, SAMPLING_RATE, quality="HQ")
+    return {
+        "id": item.id,
+        "split": item.split,
+        "domain": item.domain,
+        "text": " ".join(item.sentences),
+        "sentences": list(item.sentences),
+        "audio": {"bytes": waveform_to_flac_bytes(waveform, SAMPLING_RATE), "path": f"{item.id}.flac"},
+        "sampling_rate": SAMPLING_RATE,
+        "num_samples": len(waveform),
+        "words": words,
+        "phones": phones,
+        "voice": item.voice,
+        "style": item.style,
+        "licence": f"Apache-2.0 ({_voice_name(item.voice)}); text: {item.text_licence}",
+        "source": item.source,
+        "seed": item.seed,
+    }
+
+
+def _shifted(times: Sequence[TimedLabel], name: str, start: float) -> list[dict]:
+    return [{name: label, "start": start + begin, "end": start + end} for label, begin, end in times]
+
+
+def _voice_name(voice: str) -> str:
+    return "hibari-tts 0.2.1 voice" if voice == hibari_voice.VOICE else f"Kokoro-82M voice {voice}"
+
+
+def iterate_corpus(folder: str | Path, columns: Sequence[str] | None = None) -> Iterator[dict]:
+    """Yields the rows of a corpus in order, as dictionaries with `columns` (default: all of `SCHEMA`).
+
+    Raises `CorpusError` naming the file if the corpus is missing, unfinished or damaged.
+    """
+    for path, num_rows in corpus_shards(folder):
+        if not path.exists():
+            raise CorpusError(f"The corpus is unfinished, {path} is missing; run its preparation again to resume.")
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                if file.metadata.num_rows != num_rows:
+                    raise pa.ArrowInvalid(f"{file.metadata.num_rows} rows, expected {num_rows}")
+                for batch in file.iter_batches(batch_size=_ROWS_PER_GROUP, columns=columns):
+                    yield from batch.to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise CorpusError(f"{path} is damaged ({error}); delete it and run the preparation again.") from error
+
+
+def corpus_shards(folder: str | Path) -> list[tuple[Path, int]]:
+    """Shard files of a corpus with their numbers of rows, read from its manifest; `CorpusError` without one."""
+    manifest = _read_manifest(Path(folder))
+    return [(Path(folder) / _name(index), rows) for index, rows in enumerate(manifest["rows"])]
+
+
+def verify_splits(folder: str | Path) -> dict[str, int]:
+    """Proves that no sentence is in two splits and no test voice outside "test"; returns the rows of each split.
+
+    Sentences are compared by their letters and digits, without case. Raises `CorpusError` listing offenders.
+    """
+    rows_of_split = dict.fromkeys(SPLITS, 0)
+    splits_of_sentence = defaultdict(set)
+    offenders = []
+    for row in iterate_corpus(folder, columns=("id", "split", "sentences", "voice")):
+        rows_of_split[row["split"]] += 1
+        for sentence in row["sentences"]:
+            key = " ".join("".join(c if c.isalnum() else " " for c in sentence.casefold()).split())
+            splits_of_sentence[key].add(row["split"])
+        if row["voice"] in TEST_VOICES and row["split"] != "test":
+            offenders.append(f"test voice {row['voice']} in {row['split']} ({row['id']})")
+    offenders += [
+        f"{sentence!r} in {' and '.join(sorted(splits))}"
+        for sentence, splits in splits_of_sentence.items()
+        if len(splits) > 1
+    ]
+    if offenders:
+        shown = "\n".join(offenders[:20])
+        raise CorpusError(f"The splits of {folder} are not disjoint, {len(offenders)} offenders:\n{shown}")
+    return rows_of_split
+
+
+def _check_unique_ids(items: Sequence[TextItem]) -> None:
+    if not items:
+        raise CorpusError("Found no items to speak; give at least one.")
+    seen = set()
+    for item in items:
+        if item.id in seen:
+            raise CorpusError(f"Found two items with the id {item.id!r}; give every item its own.")
+        seen.add(item.id)
+
+
+def _name(index: int) -> str:
+    return f"shard-{index:05d}.parquet"
+
+
+def _open_manifest(folder: Path, items: Sequence[TextItem], rows: list[int]) -> None:
+    """Writes the manifest of a new corpus, or checks that the folder's own is of the same items."""
+    hibari_assets()
+    digest = hashlib.sha256(f"{_FORMAT} {metadata.version('hibari-tts')}".encode())
+    for item in items:
+        digest.update(json.dumps(asdict(item), ensure_ascii=True).encode())
+    manifest = {"format": _FORMAT, "fingerprint": digest.hexdigest(), "num_items": len(items), "rows": rows}
+    if (folder / MANIFEST).exists():
+        found = _read_manifest(folder)
+        if found != manifest:
+            raise CorpusError(
+                f"{folder} holds a corpus of {found['num_items']} other items or another shard size; "
+                "choose another folder, or delete it to make this corpus in its place."
+            )
+        return
+    with _atomic_file(folder / MANIFEST) as path:
+        path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _read_manifest(folder: Path) -> dict:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != _FORMAT:
+            raise CorpusError(f"{path} has format {manifest['format']}, expected {_FORMAT}; make the corpus again.")
+        return manifest
+    except FileNotFoundError as error:
+        raise CorpusError(f"Found no corpus in {folder}, {MANIFEST} is missing; prepare it first.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorpusError(f"{path} is damaged ({error}); delete {folder} and prepare it again.") from error
+
+
+def _is_valid_shard(path: Path, num_rows: int) -> bool:
+    try:
+        metadata_of_shard = pq.read_metadata(path)
+    except (pa.ArrowException, OSError):
+        return False
+    return metadata_of_shard.num_rows == num_rows and metadata_of_shard.schema.to_arrow_schema().equals(SCHEMA)
+
+
+def _write_shard(rows: list[dict], path: Path) -> None:
+    with _atomic_file(path) as temporary:
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        options = {"compression": "zstd", "row_group_size": _ROWS_PER_GROUP, "write_page_checksum": True}
+        pq.write_table(table, temporary, **options)
+
+
+@contextlib.contextmanager
+def _atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path that replaces `path` on success and is removed on any failure."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise CorpusError(f"The disk is full at {path.parent}; free some space and run again to resume.") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,372 @@
+"""Speech corpora -> unit corpora: fit the centroids once, then encode every shard.
+
+Both read the parquet shards of a corpus (columns `id`, `split`, `audio`, and any others) in worker processes of one
+thread each, which is faster on a CPU than one process of many threads.
+"""
+
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ..configuration_tinywave import SpeechEncoderConfig
+from ..speech_encoder_tinywave import QUANTIZER_FILE, CentroidQuantizer, SpeechEncoder
+from .audio_io import load_audio
+from .whisper_weights import WHISPER_BASE_CONFIG, load_whisper_encoder
+
+_ROWS_PER_READ = 16
+
+
+class ShardError(ValueError):
+    """A shard that cannot be used; the message names the file, what was found and what to do."""
+
+
+def new_speech_encoder(num_units: int = 500, layer: int = 4) -> SpeechEncoder:
+    """Return a speech encoder on Whisper base without centroids; [`fit_kmeans`] makes those.
+
+    Args:
+        num_units (`int`, default 500): number of centroids.
+        layer (`int`, default 4): 1-based layer of Whisper base whose output is quantized. Of its six layers the fourth
+            tells phones apart best.
+
+    Raises `ModuleNotFoundError` when the weight packages are missing.
+    """
+    config = SpeechEncoderConfig(backbone_config=dict(WHISPER_BASE_CONFIG), num_units=num_units, layer=layer)
+    encoder = SpeechEncoder(config)
+    encoder.backbone.load_state_dict(load_whisper_encoder(layer))
+    return encoder.eval()
+
+
+def load_speech_encoder(folder: str | os.PathLike) -> SpeechEncoder:
+    """Load a speech encoder, complete or centroids only.
+
+    Args:
+        folder: what `save_pretrained` wrote (config and weights), or what `save_quantizer` wrote (config and
+            centroids); the backbone of the latter comes from the installed Whisper base packages.
+
+    Raises `ValueError` when the folder holds neither, `ModuleNotFoundError` when the weight packages are missing.
+    """
+    folder = Path(folder)
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return SpeechEncoder.from_pretrained(folder).eval()
+    if not (folder / QUANTIZER_FILE).is_file():
+        raise ValueError(
+            f"{folder} is not a speech encoder; expected config.json with {SAFE_WEIGHTS_NAME} or {QUANTIZER_FILE}"
+        )
+    config = SpeechEncoderConfig.from_pretrained(folder)
+    encoder = new_speech_encoder(config.num_units, config.layer)
+    encoder.config.pooling = config.pooling
+    encoder.load_quantizer(folder)
+    return encoder
+
+
+def fit_kmeans(features: np.ndarray, num_units: int = 500, seed: int = 0, num_inits: int = 3) -> CentroidQuantizer:
+    """Fit centroids with mini-batch k-means (Sculley 2010), k-means++ start, on per-dimension normalized features.
+
+    Args:
+        features: `(frames, hidden_size)`, as [`sample_features`] returns them. Not changed.
+        num_units (`int`, default 500): number of centroids.
+        seed (`int`, default 0): of the starts and of the batches; the same seed gives the same centroids.
+        num_inits (`int`, default 3): starts to choose the best of.
+
+    Raises `ValueError` when there are fewer frames than units, `ModuleNotFoundError` without scikit-learn.
+    """
+    try:
+        from sklearn.cluster import MiniBatchKMeans
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        raise ModuleNotFoundError('fitting units needs scikit-learn; run: pip install "tinywave[material]"') from error
+    if features.ndim != 2 or len(features) < num_units:
+        raise ValueError(f"features have shape {features.shape}; expected (>= {num_units}, hidden_size)")
+    quantizer = CentroidQuantizer(num_units, features.shape[1])
+    quantizer.mean = torch.from_numpy(features.mean(0, dtype=np.float64)).float()
+    quantizer.standard_deviation = torch.from_numpy(features.std(0, dtype=np.float64)).float().clamp(min=1e-5)
+    kmeans = MiniBatchKMeans(
+        num_units, batch_size=min(8192, len(features)), n_init=num_inits, random_state=seed, compute_labels=False
+    )
+    # One thread: the order of a parallel sum would change the centroids from run to run.
+    with threadpool_limits(1):
+        kmeans.fit(quantizer.normalize(torch.from_numpy(features)).numpy())
+    quantizer.centroids = torch.from_numpy(kmeans.cluster_centers_).float()
+    return quantizer
+
+
+def sample_features(
+    corpus_folder: str | os.PathLike,
+    encoder: SpeechEncoder,
+    max_frames: int = 300_000,
+    split: str = "train",
+    seed: int = 0,
+    num_processes: int = 2,
+) -> np.ndarray:
+    """Return the features of randomly chosen utterances of a corpus.
+
+    Args:
+        corpus_folder: parquet shards with the columns `id`, `split` and `audio`.
+        encoder: its quantizer need not be fitted.
+        max_frames (`int`, default 300,000): frames to return at most (300,000 are 3.3 hours at 25 Hz).
+        split (`str`, default "train"): the only split that is looked at.
+        seed (`int`, default 0): of the choice.
+        num_processes (`int`, default 2): worker processes; 1 works in this process.
+
+    Returns:
+        float32 array of shape `(frames, hidden_size)`; the same for any number of processes.
+
+    Raises [`ShardError`] for a damaged shard and when the split is empty.
+    """
+    rows = _sample_rows(_shards(corpus_folder), encoder, max_frames, split, seed)
+    jobs = [partial(_features_of_rows, path, numbers) for path, numbers in sorted(rows.items())]
+    sizes = [len(numbers) for _, numbers in sorted(rows.items())]
+    parts = dict(_run_jobs(jobs, sizes, encoder, num_processes, "features"))
+    return np.concatenate([parts[index] for index in range(len(jobs))])[:max_frames]
+
+
+def _sample_rows(
+    shards: Sequence[Path], encoder: SpeechEncoder, max_frames: int, split: str, seed: int
+) -> dict[Path, set[int]]:
+    """Choose utterances at random until they hold `max_frames` units; return their row numbers per shard."""
+    candidates = []
+    for path in shards:
+        table = _read_columns(path, ["split", "num_samples"])
+        for number, row in enumerate(table.to_pylist()):
+            if row["split"] == split:
+                candidates.append((path, number, row["num_samples"] // encoder.samples_per_unit))
+    if not candidates:
+        raise ShardError(f"no row of the split {split!r} in {shards[0].parent}; prepare the corpus with that split")
+    chosen: dict[Path, set[int]] = {}
+    num_frames = 0
+    for index in np.random.default_rng(seed).permutation(len(candidates)):
+        path, number, frames = candidates[index]
+        chosen.setdefault(path, set()).add(number)
+        num_frames += frames
+        if num_frames >= max_frames:
+            break
+    return chosen
+
+
+def _features_of_rows(
+    path: Path, numbers: set[int], encoder: SpeechEncoder, check_stop: Callable[[], None]
+) -> np.ndarray:
+    """Return the features of some rows of one shard, joined."""
+    parts = []
+    for identifier, waveform in _iterate_audio(path, encoder.sampling_rate, numbers):
+        check_stop()
+        with _naming_row(path, identifier):
+            parts += encoder.extract_features([waveform], batch_size=1)
+    return torch.cat(parts).numpy()
+
+
+def extract_units(
+    corpus_folder: str | os.PathLike,
+    encoder: SpeechEncoder,
+    output_folder: str | os.PathLike,
+    num_processes: int = 2,
+) -> None:
+    """Encode a corpus: one output shard of the same name for each input shard.
+
+    An output row holds the columns of its input row except `audio`, then `units` (list of int16 at
+    `encoder.frame_rate`, repeats kept) and `encoder` (the fingerprint). Finished shards are kept when this runs again,
+    so an interrupted extraction continues; a shard appears complete or not at all.
+
+    Args:
+        corpus_folder: parquet shards with at least the columns `id` and `audio` (struct with encoded `bytes`).
+        encoder: with a fitted quantizer.
+        output_folder: made if missing.
+        num_processes (`int`, default 2): worker processes; 1 works in this process.
+
+    Raises [`ShardError`] for a damaged shard or one without these columns, for audio that cannot be used, and when the
+    output folder holds units of another encoder; `OSError` when the disk is full.
+    """
+    if not encoder.quantizer.is_fitted:
+        raise ValueError("the quantizer has no centroids; fit them with fit_kmeans or load a fitted encoder")
+    output_folder = Path(output_folder)
+    output_folder.mkdir(parents=True, exist_ok=True)
+    fingerprint = encoder.fingerprint()
+    jobs, sizes = [], []
+    for path in _shards(corpus_folder):
+        output = output_folder / path.name
+        identifiers = _read_columns(path, ["id"])["id"].to_pylist()
+        if not _is_finished(output, identifiers, fingerprint):
+            jobs.append(partial(_extract_shard, path, output, fingerprint))
+            sizes.append(len(identifiers))
+    for _ in _run_jobs(jobs, sizes, encoder, num_processes, "units"):
+        pass
+
+
+def _is_finished(output: Path, identifiers: Sequence[str], fingerprint: str) -> bool:
+    """Whether an output shard exists for exactly these rows; units of another encoder are refused."""
+    try:
+        table = _read_columns(output, ["id", "encoder"])
+    except (ShardError, FileNotFoundError):
+        return False
+    found = set(table["encoder"].to_pylist())
+    if found - {fingerprint}:
+        raise ShardError(
+            f"{output} holds units of the encoder {', '.join(sorted(found))}, but this encoder is {fingerprint}; "
+            "units of two encoders cannot be mixed, so choose another output folder or delete the old units"
+        )
+    return table["id"].to_pylist() == list(identifiers)
+
+
+def _extract_shard(
+    path: Path, output: Path, fingerprint: str, encoder: SpeechEncoder, check_stop: Callable[[], None]
+) -> None:
+    """Encode one shard and write its output in one step."""
+    units = []
+    for identifier, waveform in _iterate_audio(path, encoder.sampling_rate):
+        check_stop()
+        with _naming_row(path, identifier):
+            units.append(encoder.encode([waveform], batch_size=1)[0].numpy().astype(np.int16))
+    with _opened_shard(path) as file:
+        table = file.read(columns=[name for name in file.schema_arrow.names if name != "audio"])
+    table = table.append_column("units", pa.array(units, pa.list_(pa.int16())))
+    table = table.append_column("encoder", pa.array([fingerprint] * len(units), pa.string()))
+    _write_table(table, output)
+
+
+def _write_table(table: pa.Table, output: Path) -> None:
+    temporary = output.with_name(f".{output.name}.partial")
+    try:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        os.replace(temporary, output)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot write {output} ({error}); make room on the disk and run again, finished shards stay"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _shards(folder: str | os.PathLike) -> list[Path]:
+    paths = sorted(Path(folder).glob("*.parquet"))
+    if not paths:
+        raise ShardError(f"{folder} holds no parquet shards; prepare the corpus first")
+    return paths
+
+
+class _opened_shard:
+    """Context of an open shard, in which every reading error becomes a [`ShardError`] that names the file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> pq.ParquetFile:
+        try:
+            self.file = pq.ParquetFile(self.path, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            self._refuse(error)
+        return self.file
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self.file.close()
+        if isinstance(error, (pa.ArrowException, OSError)):
+            self._refuse(error)
+
+    def _refuse(self, error: Exception):
+        if isinstance(error, FileNotFoundError):
+            raise error
+        raise ShardError(f"{self.path} is a damaged shard ({error}); delete it and make it again") from error
+
+
+class _naming_row:
+    """Context in which an error about audio gets the file and the row in front."""
+
+    def __init__(self, path: Path, identifier: str):
+        self.place = f"{path}, row {identifier!r}"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if isinstance(error, ValueError):
+            raise ShardError(f"{self.place}: {error}") from error
+
+
+def _read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    with _opened_shard(path) as file:
+        missing = sorted(set(columns) - set(file.schema_arrow.names))
+        if missing:
+            raise ShardError(f"{path} lacks the columns {missing}; found {file.schema_arrow.names}")
+        return file.read(columns=list(columns))
+
+
+def _iterate_audio(
+    path: Path, sampling_rate: int, numbers: set[int] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield id and waveform of the rows of a shard (of those with these numbers), decoding a few at a time."""
+    with _opened_shard(path) as file:
+        missing = sorted({"id", "audio"} - set(file.schema_arrow.names))
+        if missing:
+            raise ShardError(f"{path} lacks the columns {missing}; found {file.schema_arrow.names}")
+        number = -1
+        for batch in file.iter_batches(batch_size=_ROWS_PER_READ, columns=["id", "audio"]):
+            for row in batch.to_pylist():
+                number += 1
+                if numbers is None or number in numbers:
+                    with _naming_row(path, row["id"]):
+                        waveform = load_audio(row["audio"]["bytes"], sampling_rate)
+                    yield row["id"], waveform
+
+
+def _run_jobs(
+    jobs: Sequence[Callable], sizes: Sequence[int], encoder: SpeechEncoder, num_processes: int, description: str
+) -> Iterator[tuple[int, Any]]:
+    """Run `job(encoder, check_stop)` for each job; yield number and result as they finish, with a progress bar."""
+    with tqdm(total=sum(sizes), desc=description, unit="utterance") as progress:
+        for index, result in _results(jobs, encoder, min(num_processes, len(jobs))):
+            progress.update(sizes[index])
+            yield index, result
+
+
+def _results(jobs: Sequence[Callable], encoder: SpeechEncoder, num_processes: int) -> Iterator[tuple[int, Any]]:
+    if num_processes <= 1:
+        for index, job in enumerate(jobs):
+            yield index, job(encoder, lambda: None)
+        return
+    # A forked child may inherit locked OpenMP threads; a spawned one starts clean and reads the encoder from disk.
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    with tempfile.TemporaryDirectory() as folder:
+        encoder.save_pretrained(folder)
+        with ProcessPoolExecutor(num_processes, context, _start_worker, (folder, stop)) as executor:
+            try:
+                numbers = {executor.submit(_run_in_worker, job): index for index, job in enumerate(jobs)}
+                for future in as_completed(numbers):
+                    yield numbers[future], future.result()
+            except BaseException:
+                # Ctrl-C included: workers leave their shard at the next utterance.
+                stop.set()
+                executor.shutdown(wait=True, cancel_futures=True)
+                raise
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(folder: str, stop) -> None:
+    """Runs once in each worker process; Ctrl-C reaches it through the event that the parent sets."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    _worker["encoder"] = SpeechEncoder.from_pretrained(folder).eval()
+    _worker["stop"] = stop
+
+
+def _run_in_worker(job: Callable) -> Any:
+    return job(_worker["encoder"], _check_stop)
+
+
+def _check_stop() -> None:
+    if _worker["stop"].is_set():
+        raise InterruptedError("stopped by the main process")

@@ -1,0 +1,176 @@
+"""The results of a run as one table: for the terminal, for the README, and for the HTML report.
+
+`python -m tinywave.eval.results_table REPORT_JSON README` writes the table between the README's two markers.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+MODELS = {"teacher": "teacher", "student": "student", "no_distillation": "no distillation"}
+REQUIRED_KEYS = ("teacher", "student", "suites", "perplexity", "retention")
+START_MARKER = "<!-- results:start -->"
+END_MARKER = "<!-- results:end -->"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what was measured, and the formatted value of each model in the order of `MODELS`."""
+
+    label: str
+    values: tuple[str, ...]
+
+
+def check_report(report: dict) -> None:
+    """Raise `ValueError` naming every part that a table needs and `report` lacks."""
+    missing = [key for key in REQUIRED_KEYS if key not in report]
+    if missing:
+        raise ValueError(
+            f"The report has no {', '.join(missing)}; expected at least {', '.join(REQUIRED_KEYS)}. "
+            "Run `tinywave quickstart` to the end to get a complete one."
+        )
+    scored = [report["perplexity"], *report["suites"].values()]
+    absent = [model for model in MODELS if not all(model in scores for scores in scored)]
+    if absent:
+        raise ValueError(f"The report has no scores of {', '.join(absent)}; expected all of {', '.join(MODELS)}.")
+
+
+def format_percent(fraction: float, decimals: int = 1) -> str:
+    """Write a fraction as a percentage.
+
+    >>> format_percent(0.7512)
+    '75.1 %'
+    """
+    return f"{100 * fraction:.{decimals}f} %"
+
+
+def format_count(count: int) -> str:
+    """Write a number of parameters with its scale.
+
+    >>> format_count(5_204_736), format_count(1_500), format_count(2_290_176_000)
+    ('5.20 M', '1.50 k', '2.29 G')
+    """
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= limit:
+            return f"{count / limit:.2f} {letter}"
+    return str(count)
+
+
+def format_accuracy(score: dict) -> str:
+    """Write one suite's accuracy with its 95 % interval, both in percent.
+
+    >>> format_accuracy({"accuracy": 0.75, "ci95": [0.69, 0.8049], "n": 240})
+    '75.0 % [69.0, 80.5]'
+    """
+    low, high = score["ci95"]
+    return f"{format_percent(score['accuracy'])} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def suite_to_label(suite: str) -> str:
+    """Write a suite's name for people.
+
+    >>> suite_to_label("speaker_change")
+    'Speaker change'
+    """
+    return suite.replace("_", " ").capitalize()
+
+
+def mean_accuracies(report: dict) -> dict[str, float]:
+    """Each model's accuracy, averaged over the suites with equal weights."""
+    suites = report["suites"].values()
+    return {model: sum(suite[model]["accuracy"] for suite in suites) / len(suites) for model in MODELS}
+
+
+def report_to_rows(report: dict) -> list[Row]:
+    """Return the table's lines: size, accuracy per suite, their mean, perplexity, retention."""
+    check_report(report)
+    sizes = {model: report[model]["parameters"] for model in ("teacher", "student")}
+    sizes["no_distillation"] = sizes["student"]
+    retention = report["retention"]
+    share = format_percent(sizes["student"] / sizes["teacher"], 0)
+    rows = [Row("Parameters", tuple(
+        format_count(sizes[model]) + ("" if model == "teacher" else f" ({share})") for model in MODELS
+    ))]
+    for suite, scores in report["suites"].items():
+        num_pairs = max(scores[model]["n"] for model in MODELS)
+        label = f"{suite_to_label(suite)} (n = {num_pairs})"
+        rows.append(Row(label, tuple(format_accuracy(scores[model]) for model in MODELS)))
+    means = mean_accuracies(report)
+    rows.append(Row("Mean accuracy", tuple(format_percent(means[model]) for model in MODELS)))
+    rows.append(Row("Held-out perplexity", tuple(f"{report['perplexity'][model]:.3f}" for model in MODELS)))
+    baseline = retention.get("no_distillation", {})
+    for label, key in (("Accuracy kept, raw", "raw_mean"), ("Accuracy kept, above chance", "above_chance_mean")):
+        rows.append(Row(label, ("", format_retention(retention, key), format_retention(baseline, key))))
+    return rows
+
+
+def format_retention(retention: dict, key: str) -> str:
+    """Write one retention with its interval, if it has one; nothing where it was not measured.
+
+    >>> format_retention({"raw_mean": 0.976, "raw_mean_ci95": [0.931, 1.02]}, "raw_mean")
+    '97.6 % [93.1, 102.0]'
+    >>> format_retention({"above_chance_mean": None}, "above_chance_mean")
+    'undefined'
+    """
+    if key not in retention:
+        return ""
+    if retention[key] is None:
+        return "undefined"
+    interval = retention.get(f"{key}_ci95")
+    brackets = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
+    return format_percent(retention[key]) + brackets
+
+
+def resynthesis_to_rows(report: dict) -> list[tuple[str, str]]:
+    """Return (test set, word error rate) of speech that went to units and back."""
+    return [(suite_to_label(name), format_percent(value)) for name, value in report.get("resynthesis_wer", {}).items()]
+
+
+def report_to_markdown(report: dict) -> str:
+    """Return the results as Markdown tables: the models, and what is left of speech after a trip through the units."""
+    lines = ["| | " + " | ".join(MODELS.values()) + " |", "|---|" + "---:|" * len(MODELS)]
+    lines.extend(f"| {row.label} | " + " | ".join(row.values) + " |" for row in report_to_rows(report))
+    resynthesis = resynthesis_to_rows(report)
+    if resynthesis:
+        lines.extend(["", "| speech -> units -> speech | word error rate |", "|---|---:|"])
+        lines.extend(f"| {name} | {value} |" for name, value in resynthesis)
+    return "\n".join(lines)
+
+
+def report_to_text(report: dict) -> str:
+    """Return the results as aligned plain text for the terminal."""
+    table = [Row("", tuple(MODELS.values())), *report_to_rows(report)]
+    table.extend(Row(f"Word error rate, {name}", (value,)) for name, value in resynthesis_to_rows(report))
+    label_width = max(len(row.label) for row in table)
+    widths = [max(len(row.values[column]) for row in table if column < len(row.values)) for column in range(3)]
+    lines = []
+    for row in table:
+        cells = [value.rjust(width) for value, width in zip(row.values, widths, strict=False)]
+        lines.append("  ".join([row.label.ljust(label_width), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+def update_readme(report: dict, readme_path: str | Path) -> None:
+    """Replace the text between the results markers of a README by the table of `report`."""
+    path = Path(readme_path)
+    text = path.read_text(encoding="utf-8")
+    start, end = text.find(START_MARKER), text.find(END_MARKER)
+    if not 0 <= start < end:
+        raise ValueError(f"{path} has no {START_MARKER} followed by {END_MARKER}; add both where the table belongs.")
+    path.write_text(
+        f"{text[: start + len(START_MARKER)]}\n{report_to_markdown(report)}\n{text[end:]}", encoding="utf-8"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the table of a finished run into a README."""
+    parser = argparse.ArgumentParser(description="Write the results table of a finished run into a README.")
+    parser.add_argument("report", help="report.json of `tinywave quickstart`")
+    parser.add_argument("readme", help="README.md that holds the two results markers")
+    arguments = parser.parse_args(argv)
+    update_readme(json.loads(Path(arguments.report).read_text(encoding="utf-8")), arguments.readme)
+
+
+if __name__ == "__main__":
+    main()

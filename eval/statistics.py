@@ -1,0 +1,207 @@
+"""Intervals, standard errors and paired tests for suite accuracies and perplexities.
+
+Items that share a source (a word read in several styles, a pair of voices) form a group and are resampled together;
+treating them as independent would make intervals too narrow.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+
+from .scoring import SequenceScore
+
+CHANCE = 0.5
+NUM_RESAMPLES = 10_000
+_RESAMPLES_PER_CHUNK = 1_000
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What a student keeps of its teacher.
+
+    Args:
+        raw (`float`): student accuracy / teacher accuracy. Flatters two-way tasks: guessing scores 0.5.
+        above_chance (`float` or `None`): (student - 0.5) / (teacher - 0.5); `None` for a teacher at or below chance.
+        raw_ci95, above_chance_ci95 (`list[float]`, *optional*): paired bootstrap intervals over groups.
+    """
+
+    raw: float
+    above_chance: float | None
+    raw_ci95: list[float] | None = None
+    above_chance_ci95: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Difference `first - second` on the same items, its 95 % interval and two-sided p-value."""
+
+    difference: float
+    ci95: list[float]
+    p_value: float
+
+
+def _group_sums(values: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
+    """Sums values `(rows, items)` within groups: `(rows, groups)`, groups in order of first appearance."""
+    if groups is None:
+        return values
+    if len(groups) != values.shape[1]:
+        raise ValueError(f"Found {len(groups)} group labels for {values.shape[1]} items; expected one each.")
+    index_of = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    indices = np.array([index_of[group] for group in groups])
+    return np.stack([np.bincount(indices, weights=row, minlength=len(index_of)) for row in values])
+
+
+def bootstrap_sums(
+    values: np.ndarray,
+    groups: Sequence[Hashable] | None = None,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> np.ndarray:
+    """Resamples groups with replacement and sums each row of values over the resample.
+
+    All rows see the same resamples, which makes differences between rows paired.
+
+    Args:
+        values (`np.ndarray` of shape `(rows, items)`): finite numbers.
+        groups (`Sequence`, *optional*): label of each item; without it every item is its own group.
+
+    Returns:
+        `np.ndarray` of shape `(rows, num_resamples)`.
+    """
+    values = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    if values.shape[1] == 0 or not np.isfinite(values).all():
+        raise ValueError(
+            f"Expected finite values of at least one item; found shape {values.shape} or NaN / inf in it."
+        )
+    sums = _group_sums(values, groups)
+    generator = np.random.default_rng(seed)
+    pieces = []
+    for start in range(0, num_resamples, _RESAMPLES_PER_CHUNK):
+        size = (min(_RESAMPLES_PER_CHUNK, num_resamples - start), sums.shape[1])
+        indices = generator.integers(0, sums.shape[1], size=size)
+        pieces.append(sums[:, indices].sum(axis=2))
+    return np.concatenate(pieces, axis=1)
+
+
+def percentile_interval(samples: np.ndarray, confidence: float = 0.95) -> list[float]:
+    """Central interval `[low, high]` of bootstrap samples."""
+    tail = 50.0 * (1.0 - confidence)
+    return [float(bound) for bound in np.percentile(samples, [tail, 100.0 - tail])]
+
+
+def bootstrap_mean_interval(
+    values: Sequence[float],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> list[float]:
+    """Percentile bootstrap interval `[low, high]` of the mean over items, resampling whole groups."""
+    values = np.asarray(values, dtype=np.float64)
+    rows = np.stack([values, np.ones_like(values)])
+    totals, counts = bootstrap_sums(rows, groups, num_resamples=num_resamples, seed=seed)
+    return percentile_interval(totals / counts, confidence)
+
+
+def standard_error(values: Sequence[float], groups: Sequence[Hashable] | None = None) -> float | None:
+    """Standard error of the mean, robust to correlation within groups.
+
+    With one item per group it is the sample standard deviation / sqrt(n). `None` for a single group.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    residuals = _group_sums((values - values.mean())[None], groups)[0]
+    if len(residuals) < 2:
+        return None
+    variance = (residuals**2).sum() * len(residuals) / (len(residuals) - 1)
+    return float(np.sqrt(variance) / len(values))
+
+
+def mcnemar_exact(first: Sequence[float], second: Sequence[float]) -> float:
+    """Two-sided exact McNemar test of two models' credits on the same pairs (McNemar 1947).
+
+    Pairs with different credits are discordant; under the null hypothesis either model wins one with probability 1/2.
+
+    Returns:
+        `float`: p-value, 1.0 without discordant pairs.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"Found {len(first)} and {len(second)} credits; a paired test needs the same pairs in both.")
+    wins = sum(a > b for a, b in zip(first, second, strict=True))
+    losses = sum(a < b for a, b in zip(first, second, strict=True))
+    return float(binomtest(wins, wins + losses, CHANCE).pvalue) if wins + losses else 1.0
+
+
+def compare_perplexity(
+    first: Sequence[SequenceScore],
+    second: Sequence[SequenceScore],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> PairedDifference:
+    """Paired bootstrap of the difference of token-weighted perplexities, `first - second`, over utterances.
+
+    Args:
+        first, second (`Sequence[SequenceScore]`): scores of two models on the same utterances in the same order.
+    """
+    counts = [score.num_tokens for score in first]
+    if counts != [score.num_tokens for score in second]:
+        raise ValueError("The two models scored different targets; a paired test needs the same utterances in both.")
+    rows = np.array([[-s.log_likelihood for s in first], [-s.log_likelihood for s in second], counts])
+    resampled = bootstrap_sums(rows, groups, num_resamples=num_resamples, seed=seed)
+    differences = np.exp(resampled[0] / resampled[2]) - np.exp(resampled[1] / resampled[2])
+    totals = rows.sum(axis=1)
+    difference = float(np.exp(totals[0] / totals[2]) - np.exp(totals[1] / totals[2]))
+    return PairedDifference(difference, percentile_interval(differences), _two_sided_p_value(differences))
+
+
+def _two_sided_p_value(differences: np.ndarray) -> float:
+    """Twice the smaller tail mass beyond 0; counts start at one, so a finite bootstrap never claims p = 0."""
+    tail = min((differences <= 0).sum(), (differences >= 0).sum())
+    return float(min(1.0, 2.0 * (tail + 1) / (len(differences) + 1)))
+
+
+def retention(student_accuracy: float, teacher_accuracy: float) -> Retention:
+    """Raw and chance-corrected ratio of a student's accuracy to its teacher's."""
+    margin = teacher_accuracy - CHANCE
+    above_chance = (student_accuracy - CHANCE) / margin if margin > 0 else None
+    return Retention(student_accuracy / teacher_accuracy, above_chance)
+
+
+def mean_retention(
+    student: Sequence[tuple[Sequence[float], Sequence[Hashable]]],
+    teacher: Sequence[tuple[Sequence[float], Sequence[Hashable]]],
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Retention:
+    """Retention of the mean accuracy over suites (a ratio of means), with paired bootstrap intervals.
+
+    A ratio of means weighs suites equally and stays defined when the teacher is near chance on one of them.
+
+    Args:
+        student, teacher (`Sequence` of `(credits, groups)`): one entry per suite, the same pairs in the same order.
+    """
+    means, samples = [], []
+    for (student_credits, groups), (teacher_credits, teacher_groups) in zip(student, teacher, strict=True):
+        if list(groups) != list(teacher_groups):
+            raise ValueError("Student and teacher were scored on different pairs; retention needs the same manifest.")
+        rows = np.array([student_credits, teacher_credits, np.ones(len(student_credits))])
+        resampled = bootstrap_sums(rows, groups, num_resamples=num_resamples, seed=seed + len(samples))
+        samples.append(resampled[:2] / resampled[2])
+        means.append(rows[:2].mean(axis=1))
+    point = retention(*(float(mean) for mean in np.mean(means, axis=0)))
+    student_means, teacher_means = np.mean(samples, axis=0)
+    # Resamples with a teacher at chance have no ratio; they are rare unless the point itself is undefined.
+    defined = teacher_means > CHANCE
+    above_chance_ci95 = None
+    if point.above_chance is not None and defined.any():
+        ratios = (student_means[defined] - CHANCE) / (teacher_means[defined] - CHANCE)
+        above_chance_ci95 = percentile_interval(ratios)
+    return Retention(
+        point.raw, point.above_chance, percentile_interval(student_means / teacher_means), above_chance_ci95
+    )

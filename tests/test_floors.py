@@ -1,0 +1,115 @@
+"""The house rules, proved from the syntax tree: who may import whom, and what an uploaded file may contain."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+UPLOADED = {
+    "configuration_tinywave": 0,
+    "tokenization_tinywave": 0,
+    "generation_tinywave": 1,
+    "modeling_tinywave": 1,
+    "speech_encoder_tinywave": 1,
+    "vocoder_tinywave": 1,
+    "processing_tinywave": 1,
+    "pipeline_tinywave": 1,
+}
+FLOOR_OF_ROOT_MODULE = {**UPLOADED, "distill_trainer": 3}
+FLOOR_OF_FOLDER = {
+    "data": 2, "training": 3, "eval": 4, "cli": 5, "spaces": 5, "convert": 5, "recipes": 5, "benchmarks": 5,
+}
+# Packages that `pip install tinywave` always brings; an uploaded file needs nothing else.
+ALWAYS_INSTALLED = {"torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy"}
+
+
+def source_files() -> list[Path]:
+    """Every Python file that stands on a floor."""
+    files = [ROOT / f"{module}.py" for module in FLOOR_OF_ROOT_MODULE if (ROOT / f"{module}.py").exists()]
+    for folder in FLOOR_OF_FOLDER:
+        files.extend((ROOT / folder).rglob("*.py"))
+    return sorted(files)
+
+
+def floor_of(module: str) -> int | None:
+    """The floor of a module inside the package, e.g. `data.audio_io`; None for the package itself and outsiders."""
+    first = module.split(".")[0]
+    return FLOOR_OF_FOLDER.get(first, FLOOR_OF_ROOT_MODULE.get(first))
+
+
+def own_imports(path: Path, root: Path = ROOT) -> list[tuple[int, str]]:
+    """(line, module inside the package) of every import of our own code in `path`, wherever in the file it stands."""
+    package = path.relative_to(root).parent.parts
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.split(".")[0] == "tinywave"]
+            found.extend((node.lineno, name.removeprefix("tinywave").lstrip(".")) for name in names)
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "tinywave"):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            module = (node.module or "") if node.level else node.module.removeprefix("tinywave").lstrip(".")
+            prefix = ".".join([*base, *([module] if module else [])])
+            names = [prefix] if prefix else [alias.name for alias in node.names]
+            found.extend((node.lineno, name) for name in names)
+    return found
+
+
+def breaches(path: Path, root: Path = ROOT) -> list[str]:
+    """The imports of `path` that reach up to a higher floor."""
+    floor = floor_of(".".join(path.relative_to(root).with_suffix("").parts))
+    reached = [(line, name, floor_of(name)) for line, name in own_imports(path, root)]
+    return [f"{path.name}:{line} (floor {floor}) imports {name} (floor {other})"
+            for line, name, other in reached if other is not None and other > floor]
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_imports_from_a_higher_floor(path):
+    assert breaches(path) == []
+
+
+def test_a_breach_is_found_in_each_way_of_importing(tmp_path):
+    (tmp_path / "data").mkdir()
+    offender = tmp_path / "data" / "corpus.py"
+    offender.write_text(
+        "from ..training.losses import x\nfrom ..eval import scoring\nfrom .. import distill_trainer\n"
+        "def later():\n    import tinywave.cli.main\n    from tinywave.training import losses\n"
+        "from ..configuration_tinywave import TinyWaveConfig\nfrom .audio_io import load_audio\nimport evaluate\n"
+    )
+    assert sorted(int(re.search(r":(\d+)", breach)[1]) for breach in breaches(offender, tmp_path)) == [1, 2, 3, 5, 6]
+
+
+def present_uploaded_files() -> list[Path]:
+    return [ROOT / f"{module}.py" for module in UPLOADED if (ROOT / f"{module}.py").exists()]
+
+
+@pytest.mark.parametrize("path", present_uploaded_files(), ids=lambda path: path.name)
+def test_uploaded_files_import_only_flat_siblings_and_what_is_always_installed(path):
+    problems = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            if node.level != 1 or node.module not in UPLOADED:
+                problems.append(f"line {node.lineno}: from {'.' * node.level}{node.module or ''} import ...")
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+            outside = {name.split(".")[0] for name in names} - ALWAYS_INSTALLED - set(sys.stdlib_module_names)
+            problems.extend(f"line {node.lineno}: {name}" for name in sorted(outside))
+    assert problems == []
+
+
+@pytest.mark.parametrize("path", present_uploaded_files(), ids=lambda path: path.name)
+def test_no_text_in_an_uploaded_file_looks_like_a_relative_import(path):
+    """The Hub's import scan is a regular expression over lines: it also reads docstrings and comments."""
+    source = path.read_text(encoding="utf-8")
+    real = {node.lineno for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))}
+    looks_like = {number for number, line in enumerate(source.splitlines(), start=1)
+                  if re.match(r"\s*(from|import)\s+\.?\w[\w.]*(\s+import\b|\s*$)", line)}
+    assert looks_like <= real
+
+
+def test_every_module_stands_on_a_floor():
+    known = {*FLOOR_OF_ROOT_MODULE, "__init__", "setup"}
+    assert {path.stem for path in ROOT.glob("*.py")} <= known

@@ -1,0 +1,108 @@
+"""A whole evaluation of three real models, and the report made from it."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from tinywave.configuration_tinywave import TinyWaveConfig
+from tinywave.eval.results import build_report, write_json
+from tinywave.eval.results_table import report_to_markdown
+from tinywave.eval.runner import evaluate_models
+from tinywave.eval.suites import Pair
+
+MODELS = ("teacher", "student", "no_distillation")
+
+
+def make_suite(name, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        Pair(f"{name}-{index}", name, "part", f"group-{index // 2}", *halves, "right", "wrong", "hibari/base", "abc")
+        for index in range(12)
+        if (halves := [tuple(torch.randint(500, (15,), generator=generator).tolist()) for _ in range(2)])
+    ]
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    models = {}
+    for seed, name in enumerate(MODELS):
+        torch.manual_seed(seed)
+        config = TinyWaveConfig.from_preset(
+            "nano-student", num_hidden_layers=1, hidden_size=24, intermediate_size=32, initializer_range=0.3
+        )
+        models[name] = LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(9)
+    utterances = [torch.randint(500, (50,), generator=generator).tolist() for _ in range(6)]
+    folder = tmp_path_factory.mktemp("rows")
+    suites = {name: make_suite(name, seed) for seed, name in enumerate(("lexical", "story"))}
+    evaluation = evaluate_models(models, suites, utterances, encoder="abc", rows_folder=folder, progress=False)
+    return evaluation, folder
+
+
+@pytest.fixture
+def report(evaluation):
+    return build_report(
+        evaluation[0],
+        parameters={"teacher": 900, "student": 300, "no_distillation": 300},
+        resynthesis_wer={"hibari": 0.08},
+        samples=["samples/prompt.wav"],
+        seconds={"distil": 12.5},
+    )
+
+
+def test_report_holds_what_its_readers_expect(report):
+    assert report["teacher"]["parameters"] == 900 and report["student"]["parameters"] == 300
+    for suite in ("lexical", "story"):
+        for model in MODELS:
+            result = report["suites"][suite][model]
+            assert 0 <= result["ci95"][0] <= result["accuracy"] <= result["ci95"][1] <= 1 and result["n"] == 12
+    assert set(report["perplexity"]) == set(MODELS) and all(value > 1 for value in report["perplexity"].values())
+    assert report["resynthesis_wer"] == {"hibari": 0.08} and report["samples"] == ["samples/prompt.wav"]
+    assert report["seconds"] == {"distil": 12.5}
+
+
+def test_retention_is_the_ratio_of_mean_accuracies(report):
+    mean = {name: sum(suite[name]["accuracy"] for suite in report["suites"].values()) / 2 for name in MODELS}
+    retention = report["retention"]
+    assert retention["raw_mean"] == pytest.approx(mean["student"] / mean["teacher"])
+    assert retention["no_distillation"]["raw_mean"] == pytest.approx(mean["no_distillation"] / mean["teacher"])
+    expected = None
+    if mean["teacher"] > 0.5:
+        expected = pytest.approx((mean["student"] - 0.5) / (mean["teacher"] - 0.5))
+    assert retention["above_chance_mean"] == expected
+
+
+def test_models_are_compared_pairwise(report):
+    assert set(report["comparisons"]) == {"teacher-student", "teacher-no_distillation", "student-no_distillation"}
+    comparison = report["comparisons"]["student-no_distillation"]
+    difference = report["perplexity"]["student"] - report["perplexity"]["no_distillation"]
+    assert comparison["perplexity_difference"]["difference"] == pytest.approx(difference)
+    assert set(comparison["mcnemar_p_value"]) == {"lexical", "story"}
+
+
+def test_rows_agree_with_the_accuracy(evaluation, report):
+    rows = pq.read_table(evaluation[1] / "story_student.parquet").to_pylist()
+    accuracy = sum(row["positive_log_likelihood"] > row["negative_log_likelihood"] for row in rows) / len(rows)
+    assert report["suites"]["story"]["student"]["accuracy_by_normalisation"]["sum"] == pytest.approx(accuracy)
+
+
+def test_report_is_json_and_makes_the_table(report, tmp_path):
+    path = write_json(report, tmp_path / "run" / "report.json")
+    assert json.loads(path.read_text(encoding="utf-8")) == report
+    assert [file.name for file in path.parent.iterdir()] == ["report.json"]
+    assert "Lexical (n = 12)" in report_to_markdown(report)
+
+
+def test_broken_record_leaves_the_old_file(tmp_path):
+    path = write_json({"a": 1}, tmp_path / "report.json")
+    with pytest.raises(ValueError, match="JSON"):
+        write_json({"a": float("nan")}, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
+
+
+def test_report_without_a_model_raises(evaluation):
+    with pytest.raises(ValueError, match=r"parameter counts of \['student'\]"):
+        build_report(evaluation[0], parameters={"teacher": 9}, resynthesis_wer={}, samples=[], seconds={})

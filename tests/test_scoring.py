@@ -1,0 +1,199 @@
+"""Log-likelihoods against a token-by-token reference and against models whose probabilities are known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutput
+
+from tinywave.configuration_tinywave import TinyWaveConfig
+from tinywave.eval.scoring import (
+    PerplexityResult,
+    ScoringError,
+    SequenceScore,
+    UnitSequenceFormat,
+    pair_credit,
+    score_perplexity,
+    score_sequences,
+)
+
+UNITS = range(8, 40)
+
+
+class BigramModel(nn.Module):
+    """A causal language model given by its table of log-probabilities: `table[previous, next]`."""
+
+    def __init__(self, table: torch.Tensor):
+        super().__init__()
+        self.table = nn.Parameter(table)
+
+    def forward(self, input_ids, attention_mask=None, use_cache=False):
+        return CausalLMOutput(logits=self.table[input_ids])
+
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=48, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, initializer_range=0.5, attention_dropout=0.5,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    generator = np.random.default_rng(0)
+    lengths = [5, 61, 17, 2, 40, 33, 90, 12, 12, 7, 55]
+    return [[1, 7, *generator.integers(UNITS.start, UNITS.stop, length).tolist()] for length in lengths]
+
+
+@torch.no_grad()
+def token_by_token(model, sequence, scored, restrict=None):
+    """log p of each scored target from a forward pass over nothing but its past, in numpy."""
+    model.eval()
+    total, count = 0.0, 0
+    for position in range(1, len(sequence)):
+        if sequence[position] not in scored:
+            continue
+        logits = model(torch.tensor([sequence[:position]])).logits[0, -1].double().numpy()
+        logits = logits if restrict is None else logits[list(restrict)]
+        target = sequence[position] - (0 if restrict is None else restrict.start)
+        total += logits[target] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+        count += 1
+    return total, count
+
+
+@pytest.mark.parametrize("vocabulary", ["full", "units"])
+def test_equals_token_by_token_scoring(llama, sequences, vocabulary):
+    scores = score_sequences(llama, sequences, scored_ids=UNITS, vocabulary=vocabulary, batch_size=4)
+    for score, sequence in zip(scores, sequences, strict=True):
+        total, count = token_by_token(llama, sequence, UNITS, UNITS if vocabulary == "units" else None)
+        assert score.num_tokens == count == len(sequence) - 2
+        assert score.log_likelihood == pytest.approx(total, abs=1e-4)
+
+
+def test_other_architecture_and_interleaved_text():
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=48, n_positions=64, n_embd=16, n_layer=1, n_head=2))
+    sequence = [1, 6, 2, 3, 4, 7, 10, 11, 12, 6, 5, 7, 30]
+    [score] = score_sequences(model, [sequence], scored_ids=UNITS)
+    total, count = token_by_token(model, sequence, UNITS)
+    assert score.num_tokens == count == 4
+    assert score.log_likelihood == pytest.approx(total, abs=1e-5)
+
+
+def test_batch_size_does_not_matter(llama, sequences):
+    alone = score_sequences(llama, sequences, scored_ids=UNITS, batch_size=1)
+    together = score_sequences(llama, sequences, scored_ids=UNITS, batch_size=8)
+    for one, eight in zip(alone, together, strict=True):
+        assert one.num_tokens == eight.num_tokens
+        assert abs(one.mean_log_likelihood - eight.mean_log_likelihood) < 1e-5
+        assert abs(one.log_likelihood - eight.log_likelihood) < 1e-5 * max(1, one.num_tokens)
+
+
+def test_first_scored_splits_the_log_likelihood(llama, sequences):
+    sequence = sequences[1]
+    [whole] = score_sequences(llama, [sequence], scored_ids=UNITS)
+    [start] = score_sequences(llama, [sequence[:30]], scored_ids=UNITS)
+    [rest] = score_sequences(llama, [sequence], scored_ids=UNITS, first_scored=30)
+    assert start.num_tokens + rest.num_tokens == whole.num_tokens
+    assert start.log_likelihood + rest.log_likelihood == pytest.approx(whole.log_likelihood, abs=1e-4)
+
+
+def test_modes_of_all_modules_are_restored(llama, sequences):
+    llama.train()
+    llama.model.layers[0].eval()
+    before = [module.training for module in llama.modules()]
+    first = score_sequences(llama, sequences, scored_ids=UNITS)
+    assert [module.training for module in llama.modules()] == before
+    assert first == score_sequences(llama, sequences, scored_ids=UNITS)
+
+
+def test_known_probabilities():
+    # From 0: 1/2 each to units 1 and 2. From 1: 1/4 and 3/4. From 2: 7/8 and 1/8. Token 0 never follows.
+    table = torch.tensor([[0, 1 / 2, 1 / 2], [0, 1 / 4, 3 / 4], [0, 7 / 8, 1 / 8]]).log().clamp_min(-100)
+    [score] = score_sequences(BigramModel(table), [[0, 1, 2, 2, 1]], scored_ids=range(1, 3))
+    assert score.num_tokens == 4
+    assert score.log_likelihood == pytest.approx(math.log(1 / 2 * 3 / 4 * 1 / 8 * 7 / 8), abs=1e-6)
+
+
+def test_restricted_vocabulary_renormalises():
+    # Uniform over 10 ids, 4 of them units: 1/10 over the full vocabulary, 1/4 among units.
+    model, sequence = BigramModel(torch.zeros(10, 10)), [0, 5, 6, 7]
+    [full] = score_sequences(model, [sequence], scored_ids=range(4, 8))
+    [units] = score_sequences(model, [sequence], scored_ids=range(4, 8), vocabulary="units")
+    assert full.mean_log_likelihood == pytest.approx(-math.log(10))
+    assert units.mean_log_likelihood == pytest.approx(-math.log(4))
+
+
+def test_mean_and_sum_disagree_on_lengths():
+    short, long = SequenceScore(-6.0, 2), SequenceScore(-10.0, 5)
+    assert pair_credit(short, long, "sum") == 1.0
+    assert pair_credit(short, long, "mean") == 0.0
+
+
+def test_tie_is_half():
+    assert pair_credit(SequenceScore(-6.0, 2), SequenceScore(-9.0, 3), "mean") == 0.5
+    assert pair_credit(SequenceScore(-6.0, 2), SequenceScore(-6.0, 3), "sum") == 0.5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_model_raises(value):
+    table = torch.zeros(10, 10)
+    table[5] = value
+    with pytest.raises(ScoringError, match=r"1 of 2 log-likelihoods are NaN or infinite, the first at sequence 1"):
+        score_sequences(BigramModel(table), [[0, 6, 7], [0, 5, 6]], scored_ids=range(4, 8))
+
+
+def test_sequence_without_targets_raises(llama):
+    with pytest.raises(ScoringError, match=r"Sequence 1 of 2 ids holds no target"):
+        score_sequences(llama, [[1, 7, 9], [1, 7]], scored_ids=UNITS)
+
+
+def test_sequence_beyond_the_context_raises(llama):
+    with pytest.raises(ScoringError, match=r"has 131 ids; the model reads at most 128"):
+        score_sequences(llama, [[1, *[9] * 130]], scored_ids=UNITS)
+
+
+@pytest.mark.parametrize("arguments", [{"vocabulary": "speech"}, {"batch_size": 0}, {"first_scored": 0}])
+def test_bad_arguments_raise(llama, arguments):
+    with pytest.raises(ValueError, match="vocabulary|at least 1"):
+        score_sequences(llama, [[1, 9]], scored_ids=UNITS, **arguments)
+
+
+def test_format_of_a_config():
+    config = TinyWaveConfig.from_preset("nano-student")
+    form = UnitSequenceFormat.from_config(config)
+    offset = config.unit_offset
+    assert form.units_to_sequence([3, 3, 3, 0, 499, 499]) == [
+        config.bos_token_id, config.speech_marker_id, offset + 3, offset, offset + 499,
+    ]  # fmt: skip
+    assert form.scored_ids == range(offset, offset + 500)
+    raw = UnitSequenceFormat.from_config(config, bos=False, marker=False, deduplicate=False)
+    assert raw.units_to_sequence([3, 3, 0]) == [offset + 3, offset + 3, offset]
+    with pytest.raises(ValueError, match="500"):
+        form.units_to_sequence([3, 500])
+
+
+def test_perplexities_of_known_scores():
+    # Perplexities 2 over 2 tokens and 8 over 1 token.
+    scores = [SequenceScore(-2 * math.log(2), 2), SequenceScore(-math.log(8), 1)]
+    result = PerplexityResult.from_scores(scores, seconds=2.0)
+    assert result.token_weighted == pytest.approx(2 ** (5 / 3))
+    assert result.utterance_mean == pytest.approx(5.0)
+    assert result.bits_per_second == pytest.approx(2.5)
+
+
+def test_perplexity_counts_seconds_of_raw_units():
+    # Uniform over 8 ids: 3 bits a token. 10 raw frames at 25 Hz are 0.4 s, 4 tokens remain.
+    form = UnitSequenceFormat(unit_offset=4, num_units=4, prefix_ids=(0,))
+    utterances = [[0, 0, 0, 1, 1], [2, 2, 2, 3, 3]]
+    result = score_perplexity(BigramModel(torch.zeros(8, 8)), utterances, sequence_format=form)
+    assert result.token_weighted == pytest.approx(8.0)
+    assert result.bits_per_second == pytest.approx(12 / 0.4)
+    with pytest.raises(ScoringError, match="found 0"):
+        score_perplexity(BigramModel(torch.zeros(8, 8)), [], sequence_format=form)

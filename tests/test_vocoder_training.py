@@ -1,0 +1,245 @@
+"""Vocoder material and training on real synthetic speech, with the units of a tiny encoder."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soxr
+import torch
+
+from tinywave.configuration_tinywave import SpeechEncoderConfig, VocoderConfig
+from tinywave.data.hibari_voice import HibariDecoder, HibariVoice
+from tinywave.data.vocoder_features import (
+    VocoderItem,
+    VocoderSpeaker,
+    load_vocoder_features,
+    prepare_vocoder_features,
+    sample_vocoder_items,
+    stretch_target,
+    utterance_edges,
+)
+from tinywave.speech_encoder_tinywave import SpeechEncoder
+from tinywave.training.vocoder_training import (
+    VocoderDataset,
+    VocoderTrainingArguments,
+    collate_vocoder_examples,
+    duration_loss,
+    save_vocoder,
+    set_output_statistics,
+    train_vocoder,
+    vocoder_losses,
+)
+from tinywave.vocoder_tinywave import Vocoder
+
+TEXTS = ["The dog found a golden key.", "She sold the old boat.", "We ran home.", "He sees a tall tree."]
+ITEMS = [
+    VocoderItem(TEXTS[0], "train"),
+    VocoderItem(TEXTS[1], "train", style="sad", warp=1.1),
+    VocoderItem(TEXTS[2], "train", style="happy"),
+    VocoderItem(TEXTS[3], "test"),
+]
+
+
+@pytest.fixture(scope="module")
+def voice() -> HibariVoice:
+    return HibariVoice()
+
+
+def _encoder(speaker: VocoderSpeaker, seed: int) -> SpeechEncoder:
+    """A tiny untrained encoder: its units still depend on the sound."""
+    torch.manual_seed(seed)
+    backbone = {"model_type": "whisper", "d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2}
+    backbone |= {"encoder_ffn_dim": 64, "num_mel_bins": 80}
+    encoder = SpeechEncoder(SpeechEncoderConfig(backbone_config=backbone, layer=1, num_units=100)).eval()
+    speech = [soxr.resample(speaker.speak(item).waveform, 24_000, 16_000) for item in ITEMS]
+    with torch.no_grad():
+        features = torch.cat(encoder.extract_features(speech))
+    encoder.quantizer.mean.copy_(features.mean(0))
+    encoder.quantizer.standard_deviation.copy_(features.std(0))
+    chosen = torch.randperm(len(features))[:100]
+    encoder.quantizer.centroids.copy_(encoder.quantizer.normalize(features[chosen]))
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def speaker() -> VocoderSpeaker:
+    return VocoderSpeaker()
+
+
+@pytest.fixture(scope="module")
+def encoder(speaker) -> SpeechEncoder:
+    return _encoder(speaker, seed=0)
+
+
+@pytest.fixture(scope="module")
+def features_folder(encoder, speaker, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
+    prepare_vocoder_features(ITEMS, encoder, speaker, folder, items_per_shard=2)
+    return folder
+
+
+def _envelope(waveform: np.ndarray) -> np.ndarray:
+    size = len(waveform) // 1200 * 1200
+    return np.log(np.abs(waveform[:size]).reshape(-1, 1200).mean(1) + 1e-3)
+
+
+def _arguments(folder, **changes) -> VocoderTrainingArguments:
+    settings = {"max_steps": 60, "per_device_train_batch_size": 2, "learning_rate": 3e-3, "logging_steps": 20}
+    settings |= {"report_to": "none", "save_strategy": "no", "seed": 1, "use_cpu": True, "disable_tqdm": True}
+    settings |= {"remove_unused_columns": False, "crop_units": 40} | changes
+    return VocoderTrainingArguments(output_dir=str(folder), **settings)
+
+
+SMALL = {"num_units": 100, "hidden_size": 48, "num_layers": 4, "duration_hidden_size": 16}
+
+
+def test_target_on_its_own_times_is_unchanged_and_decodes_to_the_same_speech(voice):
+    target = voice.synthesize(TEXTS[0], return_features=True)
+    features, f0, energy, log_mel = stretch_target(
+        target, utterance_edges(target), len(target.decoder_features), VocoderConfig()
+    )
+    np.testing.assert_allclose(features, target.decoder_features, atol=1e-5)
+    np.testing.assert_allclose(energy, target.energy, atol=1e-5)
+    assert len(log_mel) == len(f0) == 2 * len(features)
+    waveform = HibariDecoder().decode(features, f0, energy)
+    assert np.corrcoef(_envelope(waveform), _envelope(target.waveform))[0, 1] > 0.98
+
+
+def test_stretched_target_is_loud_where_the_slow_input_is_loud(voice):
+    target = voice.synthesize(TEXTS[1], return_features=True)
+    slow = voice.synthesize(TEXTS[1], style="sad")
+    num_frames = len(slow.waveform) // 600
+    features, f0, energy, _ = stretch_target(target, utterance_edges(slow), num_frames, VocoderConfig())
+    spoken = HibariDecoder().decode(features, f0, energy)
+    assert num_frames > 1.15 * len(target.decoder_features)
+    assert np.corrcoef(_envelope(spoken), _envelope(slow.waveform))[0, 1] > 0.85
+
+
+def test_different_phones_are_refused(voice):
+    target = voice.synthesize(TEXTS[0], return_features=True)
+    with pytest.raises(ValueError, match="same phonemes"):
+        stretch_target(target, np.array([0.0, 0.1]), 10, VocoderConfig())
+
+
+def test_second_run_keeps_finished_shards_and_repairs_others(encoder, speaker, tmp_path):
+    def shards_made(items=ITEMS, encoder=encoder):
+        before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+        prepare_vocoder_features(items, encoder, speaker, tmp_path, items_per_shard=2)
+        return [path.name[6:11] for path in sorted(tmp_path.iterdir()) if before.get(path.name) != path.stat().st_mtime_ns]
+
+    assert shards_made() == ["00000", "00001"]
+    assert shards_made() == []
+    (tmp_path / "shard-00000.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="prepare the features again"):
+        load_vocoder_features(tmp_path)
+    assert shards_made() == ["00000"]
+    assert shards_made([*ITEMS[:3], replace(ITEMS[3], seed=5)]) == ["00001"]
+    assert shards_made(encoder=_encoder(speaker, seed=1)) == ["00000", "00001"]
+
+
+def test_kokoro_items_need_kokoro(speaker):
+    with pytest.raises(ValueError, match="give VocoderSpeaker a KokoroVoice"):
+        speaker.speak(VocoderItem(TEXTS[0], "train", voice="af_heart"))
+
+
+def test_loaded_examples_fit_together(features_folder):
+    examples = load_vocoder_features(features_folder, split="train")
+    assert [example.text for example in examples] == TEXTS[:3]
+    for example in examples:
+        assert len(example.features) == round(len(example.units) * 1.6)
+        assert len(example.f0) == len(example.energy) == len(example.log_mel) == 2 * len(example.features)
+    with pytest.raises(ValueError, match="no validation utterance"):
+        load_vocoder_features(features_folder, split="validation")
+
+
+def test_crops_keep_units_and_frames_together(features_folder):
+    examples = load_vocoder_features(features_folder)
+    dataset = VocoderDataset(examples, VocoderConfig(), crop_units=20)
+    torch.manual_seed(0)
+    for _ in range(5):
+        crop = dataset[0]
+        assert len(crop["units"]) == 20 and len(crop["features"]) == 32 and len(crop["log_mel"]) == 64
+        starts = [
+            start
+            for start in range(0, len(examples[0].units), 5)
+            if torch.equal(examples[0].units[start : start + 20].long(), crop["units"])
+        ]
+        frames = [examples[0].features[start * 8 // 5 : start * 8 // 5 + 32].float() for start in starts]
+        assert any(torch.equal(frame, crop["features"]) for frame in frames)
+
+
+def test_padding_does_not_change_the_losses(features_folder):
+    vocoder = Vocoder(VocoderConfig(**SMALL)).eval()
+    examples = load_vocoder_features(features_folder, split="train")
+    set_output_statistics(vocoder, examples)
+    rows = [VocoderDataset([example], vocoder.config, 1000)[0] for example in examples]
+    losses, counts = [], []
+    for row in rows:
+        batch = collate_vocoder_examples([row])
+        output = vocoder(batch["units"], batch["lengths"])
+        losses.append(vocoder_losses(output, batch, vocoder.output_std, vocoder.output_sizes)["features"])
+        counts.append(len(row["features"]))
+    batch = collate_vocoder_examples(rows)
+    output = vocoder(batch["units"], batch["lengths"])
+    together = vocoder_losses(output, batch, vocoder.output_std, vocoder.output_sizes)["features"]
+    expected = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+    torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_make_targets_standard(features_folder):
+    vocoder = Vocoder(VocoderConfig(**SMALL))
+    examples = load_vocoder_features(features_folder, split="train")
+    set_output_statistics(vocoder, examples)
+    features = torch.cat([example.features.float() for example in examples])
+    standard = (features - vocoder.output_mean[:128]) / vocoder.output_std[:128]
+    torch.testing.assert_close(standard.mean(0), torch.zeros(128), rtol=0, atol=1e-3)
+    torch.testing.assert_close(standard.std(0), torch.ones(128), rtol=1e-3, atol=0)
+
+
+def test_duration_loss_by_hand():
+    predicted = torch.log(torch.tensor([[3.0, 5.0], [2.0, 9.0]]))
+    loss = duration_loss(predicted, torch.tensor([[2, 4], [3, 1]]), torch.tensor([2, 1]))
+    assert float(loss) == pytest.approx(np.log(2) / 3, rel=1e-5)
+
+
+def test_training_learns_the_material_and_saves_it_in_half_the_bytes(features_folder, tmp_path):
+    torch.manual_seed(0)
+    vocoder = train_vocoder(features_folder, _arguments(tmp_path, max_steps=200), VocoderConfig(**SMALL))
+    untrained = Vocoder(VocoderConfig(**SMALL)).eval()
+    examples = load_vocoder_features(features_folder, split="train")
+    set_output_statistics(untrained, examples)
+    batch = collate_vocoder_examples([VocoderDataset(examples, vocoder.config, 1000)[index] for index in range(3)])
+
+    def losses(model):
+        with torch.no_grad():
+            output = model(batch["units"], batch["lengths"])
+            durations = model.predict_log_durations(batch["run_units"], batch["run_lengths"])
+        terms = vocoder_losses(output, batch, model.output_std, model.output_sizes)
+        return terms | {"duration": duration_loss(durations, batch["run_durations"], batch["run_lengths"])}
+
+    before, after = losses(untrained), losses(vocoder)
+    for name in before:
+        assert after[name] < 0.8 * before[name], name
+
+    save_vocoder(vocoder, tmp_path / "saved")
+    size = (tmp_path / "saved" / "model.safetensors").stat().st_size
+    assert size < 2.1 * sum(tensor.numel() for tensor in vocoder.state_dict().values()) + 10_000
+    loaded = Vocoder.from_pretrained(tmp_path / "saved")
+    assert loaded.dtype == torch.float32
+    assert losses(loaded)["features"] == pytest.approx(float(after["features"]), rel=0.02)
+
+
+def test_unusable_arguments_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="crop_units=2"):
+        _arguments(tmp_path, crop_units=2)
+    with pytest.raises(ValueError, match="unit_noise=1.5"):
+        _arguments(tmp_path, unit_noise=1.5)
+
+
+def test_sampled_items_are_reproducible_and_varied():
+    texts = [(text, "train") for text in TEXTS * 50]
+    items = sample_vocoder_items(texts, ["af_heart"], kokoro_share=0.2, seed=3)
+    assert items == sample_vocoder_items(texts, ["af_heart"], kokoro_share=0.2, seed=3)
+    kokoro = sum(item.voice == "af_heart" for item in items)
+    plain = sum(item.voice == "hibari" and item.style == "base" and item.warp == 1.0 for item in items)
+    assert 20 <= kokoro <= 60 and 55 <= plain <= 105

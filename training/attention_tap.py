@@ -1,0 +1,169 @@
+"""Reading what the alignment losses need from inside a model: block outputs, and queries and keys after RoPE.
+
+`output_attentions=True` forces eager attention, which builds a T x T map for every head of every layer, and yields
+nothing at all under SDPA. The tap keeps the fast SDPA kernel and records the queries and keys of the mapped blocks
+only; `losses.attention_kl` rebuilds the rows it needs from them, block by block.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+TAPPED_ATTENTION = "tinywave_tapped_sdpa"
+_RECORD_ATTRIBUTE = "_tinywave_tap_record"
+
+
+@dataclass
+class AttentionInputs:
+    """What one attention layer was given. Shapes: B batch, H heads, K key/value heads, T positions, D head size.
+
+    Attributes:
+        query (`torch.Tensor` of shape `(B, H, T, D)`): queries after RoPE.
+        key (`torch.Tensor` of shape `(B, K, T, D)`): keys after RoPE.
+        mask (`torch.BoolTensor` of shape `(B, 1, T, T)` or `None`): True where a query may look; `None` is causal.
+        scaling (`float`): factor on the scores, usually `D ** -0.5`.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    mask: torch.Tensor | None
+    scaling: float
+
+
+@dataclass
+class TapRecord:
+    """What one forward pass left: per tapped block, its output and the inputs of its attention.
+
+    `block_outputs[k]` is the residual stream right after block `k`, of shape `(B, T, hidden)`. It equals transformers'
+    `hidden_states[k + 1]` except for the last block, whose entry there is taken after the final norm: the tap reads
+    every block before that norm, so that any two blocks can be compared.
+    """
+
+    block_outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    attention_inputs: dict[int, AttentionInputs] = field(default_factory=dict)
+
+
+class ActivationTap:
+    """Records activations of chosen blocks of one model while [`ActivationTap.record`] is open.
+
+    The record hangs on the tapped modules themselves, so the taps of two models never mix, and a layer that runs
+    again (activation checkpointing recomputes it in the backward pass) is not recorded twice.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): a causal LM of Llama's layout.
+        hidden_blocks (`Sequence[int]`): blocks whose output is recorded.
+        attention_blocks (`Sequence[int]`): blocks whose queries and keys are recorded. When there are any, the model
+            is switched to the tapped SDPA attention; outside a recording that is plain SDPA.
+
+    Raises:
+        ValueError: when the model does not go through the attention interface of transformers, or has no such block.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, hidden_blocks: Sequence[int] = (), attention_blocks: Sequence[int] = ()
+    ):
+        self._blocks = _decoder_blocks(model)
+        self.hidden_blocks = tuple(hidden_blocks)
+        self.attention_blocks = tuple(attention_blocks)
+        missing = [block for block in (*hidden_blocks, *attention_blocks) if block >= len(self._blocks)]
+        if missing:
+            raise ValueError(
+                f"Cannot tap blocks {missing} of {type(model).__name__}, which has {len(self._blocks)} blocks."
+            )
+        for block in self.hidden_blocks:
+            self._blocks[block].register_forward_hook(_record_block_output)
+        if self.attention_blocks:
+            _switch_to_tapped_attention(model)
+            self._check_attention_modules(model)
+
+    @contextmanager
+    def record(self) -> Iterator[TapRecord]:
+        """Open a recording for one forward pass and check on leaving that every tapped block was seen.
+
+        Raises:
+            RuntimeError: when a block left nothing. Without this check a loss over the record would be silently 0.
+        """
+        record = TapRecord()
+        modules = [self._blocks[block] for block in self.hidden_blocks]
+        modules += [self._blocks[block].self_attn for block in self.attention_blocks]
+        for module, block in zip(modules, (*self.hidden_blocks, *self.attention_blocks), strict=True):
+            setattr(module, _RECORD_ATTRIBUTE, (record, block))
+        try:
+            yield record
+        finally:
+            for module in modules:
+                delattr(module, _RECORD_ATTRIBUTE)
+        self._check_complete(record)
+
+    def _check_complete(self, record: TapRecord) -> None:
+        for what, wanted, found in (
+            ("output", self.hidden_blocks, record.block_outputs),
+            ("queries and keys", self.attention_blocks, record.attention_inputs),
+        ):
+            missing = sorted(set(wanted) - set(found))
+            if missing:
+                raise RuntimeError(
+                    f"The forward pass left no {what} of blocks {missing}. Was the attention implementation changed "
+                    f"after the tap was set, or is the model one that skips blocks?"
+                )
+
+    def _check_attention_modules(self, model: PreTrainedModel) -> None:
+        for block in self.attention_blocks:
+            if not hasattr(self._blocks[block], "self_attn"):
+                raise ValueError(
+                    f"Block {block} of {type(model).__name__} has no `self_attn`, so its attention cannot be tapped. "
+                    "Set attention_weight to 0."
+                )
+
+
+def _decoder_blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
+    blocks = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(blocks, torch.nn.ModuleList):
+        raise ValueError(
+            f"{type(model).__name__} has no list of blocks `layers` in its decoder; only models of Llama's layout "
+            "can be tapped."
+        )
+    return blocks
+
+
+def _switch_to_tapped_attention(model: PreTrainedModel) -> None:
+    model.set_attn_implementation(TAPPED_ATTENTION)
+    if model.get_decoder().config._attn_implementation != TAPPED_ATTENTION:
+        raise ValueError(
+            f"{type(model).__name__} does not use the attention interface of transformers, so its attention cannot "
+            "be tapped and the attention term would silently be 0. Set attention_weight to 0."
+        )
+
+
+def _record_block_output(module: torch.nn.Module, inputs: tuple, output: torch.Tensor | tuple) -> None:
+    record, block = getattr(module, _RECORD_ATTRIBUTE, (None, None))
+    if record is not None:
+        record.block_outputs[block] = output[0] if isinstance(output, tuple) else output
+
+
+def _tapped_sdpa_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """SDPA attention that also leaves its inputs in the record of a tapped module."""
+    record, block = getattr(module, _RECORD_ATTRIBUTE, (None, None))
+    if record is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        record.attention_inputs[block] = AttentionInputs(query, key, attention_mask, scale)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+
+
+# Without a mask function of the same name transformers passes no mask at all and padding would be attended to.
+AttentionInterface.register(TAPPED_ATTENTION, _tapped_sdpa_attention)
+AttentionMaskInterface.register(TAPPED_ATTENTION, sdpa_mask)

@@ -1,0 +1,119 @@
+"""Which block of the teacher each block of the student answers to.
+
+One `LayerMap` object serves both the initialisation of the student (the weights of teacher block `t` are copied into
+student block `s`) and the alignment losses (block `s` is pulled towards block `t`). Blocks are counted from 0, without
+the embedding.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """Pairs `(teacher_block, student_block)`, kept in the order of the student's blocks.
+
+    Args:
+        pairs (`tuple[tuple[int, int], ...]`):
+            Zero-based block indices. A student block appears at most once; a teacher block may serve several.
+
+    Raises:
+        ValueError: for an empty map, indices that are no non-negative integers, or a student block named twice.
+
+    Example:
+
+    ```python
+    >>> LayerMap.every_third_ending_last(num_teacher_layers=11, num_student_layers=3).to_list()
+    [[4, 0], [7, 1], [10, 2]]
+
+    ```
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+
+    def __post_init__(self):
+        pairs = tuple(tuple(pair) for pair in self.pairs)
+        if not pairs:
+            raise ValueError("A layer map needs at least one (teacher_block, student_block) pair; found none.")
+        for pair in pairs:
+            if len(pair) != 2 or any(isinstance(block, bool) or not isinstance(block, int) for block in pair):
+                raise ValueError(f"Expected a (teacher_block, student_block) pair of integers; found {pair!r}.")
+            if min(pair) < 0:
+                raise ValueError(f"Blocks are counted from 0; found the pair {pair}. Write the index in full.")
+        students = [student for _, student in pairs]
+        repeated = sorted({student for student in students if students.count(student) > 1})
+        if repeated:
+            raise ValueError(
+                f"Student blocks {repeated} appear more than once in the layer map; give each one teacher block."
+            )
+        object.__setattr__(self, "pairs", tuple(sorted(pairs, key=lambda pair: pair[1])))
+
+    @classmethod
+    def every_third_ending_last(cls, num_teacher_layers: int, num_student_layers: int) -> "LayerMap":
+        """The paper's map (arXiv 2506.23670): one teacher block in three, counted back from the last.
+
+        32 -> 10 layers gives `3 * l + 4`, that is 4, 7, ..., 31; 11 -> 3 gives 4, 7, 10.
+        """
+        first = num_teacher_layers - 1 - 3 * (num_student_layers - 1)
+        if num_student_layers < 1 or first < 0:
+            raise ValueError(
+                f"One block in three of {num_teacher_layers} teacher layers makes a student of 1 to "
+                f"{max(0, (num_teacher_layers + 2) // 3)} layers; found {num_student_layers}. "
+                "Use LayerMap.uniform, LayerMap.last or LayerMap.from_pairs."
+            )
+        return cls(tuple((first + 3 * student, student) for student in range(num_student_layers)))
+
+    @classmethod
+    def uniform(cls, num_teacher_layers: int, num_student_layers: int) -> "LayerMap":
+        """Evenly spread blocks that include the first and the last, as distil-whisper copies them."""
+        _check_depths(num_teacher_layers, num_student_layers)
+        if num_student_layers == 1:
+            return cls.last(num_teacher_layers, 1)
+        step = (num_teacher_layers - 1) / (num_student_layers - 1)
+        return cls(tuple((round(student * step), student) for student in range(num_student_layers)))
+
+    @classmethod
+    def last(cls, num_teacher_layers: int, num_student_layers: int) -> "LayerMap":
+        """The last `num_student_layers` blocks of the teacher."""
+        _check_depths(num_teacher_layers, num_student_layers)
+        first = num_teacher_layers - num_student_layers
+        return cls(tuple((first + student, student) for student in range(num_student_layers)))
+
+    @classmethod
+    def from_pairs(cls, pairs: Iterable[Sequence[int]]) -> "LayerMap":
+        """Read explicit pairs, e.g. the list of lists of a YAML recipe or of [`LayerMap.to_list`]."""
+        return cls(tuple(tuple(pair) for pair in pairs))
+
+    @property
+    def teacher_blocks(self) -> tuple[int, ...]:
+        """Teacher blocks in the order of the student's blocks."""
+        return tuple(teacher for teacher, _ in self.pairs)
+
+    @property
+    def student_blocks(self) -> tuple[int, ...]:
+        """Student blocks in ascending order."""
+        return tuple(student for _, student in self.pairs)
+
+    def to_list(self) -> list[list[int]]:
+        """Return `[[teacher_block, student_block], ...]`, ready for YAML, JSON and model cards."""
+        return [list(pair) for pair in self.pairs]
+
+    def check_depths(self, num_teacher_layers: int, num_student_layers: int) -> None:
+        """Raise `ValueError` when a block lies outside either model."""
+        for name, blocks, depth in (
+            ("teacher", self.teacher_blocks, num_teacher_layers),
+            ("student", self.student_blocks, num_student_layers),
+        ):
+            if max(blocks) >= depth:
+                raise ValueError(
+                    f"The layer map names {name} block {max(blocks)}, but the {name} has {depth} blocks "
+                    f"(0 to {depth - 1})."
+                )
+
+
+def _check_depths(num_teacher_layers: int, num_student_layers: int) -> None:
+    if not 1 <= num_student_layers <= num_teacher_layers:
+        raise ValueError(
+            f"A student of {num_student_layers} layers cannot be taken from a teacher of {num_teacher_layers}; "
+            f"expected 1 to {num_teacher_layers}."
+        )

@@ -1,0 +1,67 @@
+"""Teacher correction: fit the teacher to the domain before it teaches (arXiv 2506.23670).
+
+A LoRA fine-tune on the target corpus, merged back into the weights, so that the corrected teacher is an ordinary model
+of its class.
+"""
+
+from collections.abc import Callable
+
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer
+from transformers.processing_utils import ProcessorMixin
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from .arguments import CorrectionArguments
+
+
+def correct_teacher(
+    teacher: PreTrainedModel,
+    train_dataset: Dataset,
+    data_collator: Callable,
+    arguments: CorrectionArguments,
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+) -> PreTrainedModel:
+    """Fine-tune `teacher` with LoRA, merge the update into its weights and save it to `arguments.output_dir`.
+
+    Args:
+        teacher ([`~transformers.PreTrainedModel`]): a causal LM. It is changed in place: the merged model is this
+            object, so that a model of billions of weights is not held twice.
+        train_dataset (`torch.utils.data.Dataset`): items `{"input_ids": list[int]}` of the target domain.
+        data_collator (`Callable`): turns items into `input_ids`, `attention_mask` and `labels`.
+        arguments ([`CorrectionArguments`]): LoRA settings and everything of `TrainingArguments`;
+            `resume_from_checkpoint` continues an interrupted correction.
+        processing_class (*optional*): tokenizer or processor saved beside the weights.
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: the corrected teacher, of the class that was passed, trainable again.
+
+    Raises:
+        ImportError: when `peft` is not installed.
+        ValueError: when no layer has one of the names in `arguments.lora_target_modules`.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError("Teacher correction needs peft: pip install tinywave[train].") from error
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=arguments.lora_rank,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=list(arguments.lora_target_modules),
+    )
+    trainer = Trainer(
+        model=get_peft_model(teacher, lora),
+        args=arguments,
+        train_dataset=train_dataset,
+        data_collator=data_collator,
+        processing_class=processing_class,
+    )
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    corrected = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+    corrected.requires_grad_(True)
+    if arguments.should_save:
+        corrected.save_pretrained(arguments.output_dir)
+        if processing_class is not None:
+            processing_class.save_pretrained(arguments.output_dir)
+    return corrected
