@@ -161,9 +161,7 @@ class Vocoder(PreTrainedModel):
         return self.duration_predictor(units, mask)
 
     @torch.no_grad()
-    def predict_durations(
-        self, units: torch.LongTensor, lengths: torch.LongTensor | None = None
-    ) -> torch.LongTensor:
+    def predict_durations(self, units: torch.LongTensor, lengths: torch.LongTensor | None = None) -> torch.LongTensor:
         """De-duplicated units `(B, U)` -> frames at 25 Hz of each, `max(1, round(exp(p) - 1))`, `(B, U)`."""
         log_durations = self.predict_log_durations(units, lengths)
         return torch.round(torch.exp(log_durations.float()) - 1).clamp(min=1).long()

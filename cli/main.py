@@ -18,6 +18,7 @@ VERBS = {
     "quickstart": "distil a student from the shipped teacher, score it and write a report you can hear",
     "prepare": "build a speech corpus with word and phone times",
     "fit-units": "fit the speech encoder's k-means units on a corpus",
+    "extract-units": "encode a speech corpus into units",
     "train": "train a teacher from nothing",
     "correct": "correct a teacher on the distillation domain with LoRA",
     "distill": "prune a teacher into a student and distil it",
@@ -48,12 +49,16 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.verb is None:
             parser.print_help()
             return EXIT_FAILED
-        return import_verb(arguments.verb).run(arguments) or 0
+        exit_code = import_verb(arguments.verb).run(arguments)
+        sys.stdout.flush()  # a full disk or a closed pipe shows here, not at the interpreter's exit
+        return exit_code
     except BrokenPipeError:
         # The reader of our output (`tinywave encode x.wav | head`) went away; nothing is wrong on this side.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return EXIT_BROKEN_PIPE
     except (ValueError, OSError, ModuleNotFoundError, KeyboardInterrupt) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            discard_output()
         if debug:
             traceback.print_exc()
         print(f"tinywave: {describe_error(error)}", file=sys.stderr)
@@ -82,6 +87,11 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
 def import_verb(verb: str):
     """Return the module of a verb."""
     return importlib.import_module(f".{verb.replace('-', '_')}", __package__)
+
+
+def discard_output() -> None:
+    """Send what is still to be printed nowhere, so that the interpreter's last flush does not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def describe_error(error: BaseException) -> str:

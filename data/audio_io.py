@@ -130,6 +130,7 @@ def _opened(source: str | os.PathLike | bytes | BinaryIO, name: str) -> Iterator
     try:
         file = soundfile.SoundFile(source)
     except (soundfile.LibsndfileError, TypeError) as error:
-        raise AudioError(f"{name} is not audio that can be read ({error}); expected WAV, FLAC, OGG or MP3") from error
+        reason = getattr(error, "error_string", error)
+        raise AudioError(f"{name} is not audio that can be read ({reason}); expected WAV, FLAC, OGG or MP3") from error
     with file:
         yield file

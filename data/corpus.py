@@ -42,7 +42,6 @@ _FORMAT = 1
 _ROWS_PER_GROUP = 50
 
 
-
 def _timed(label: str) -> pa.DataType:
     return pa.list_(pa.struct([(label, pa.string()), ("start", pa.float32()), ("end", pa.float32())]))
 
@@ -121,8 +120,8 @@ def prepare_corpus(
 ) -> Path:
     """Speaks `items` into parquet shards of `SCHEMA` and returns `output_folder`.
 
-    Shards that a previous call finished are kept, damaged ones are made again. Raises `CorpusError` if the folder holds
-    other items, an item cannot be spoken, the disk is full or a worker process dies; finished shards stay valid.
+    Shards that a previous call finished are kept, damaged ones are made again. Raises `CorpusError` if the folder
+    holds other items, an item cannot be spoken, the disk is full or a worker process dies; finished shards stay valid.
     """
     folder = Path(output_folder)
     shards = [items[start : start + rows_per_shard] for start in range(0, len(items), rows_per_shard)]
@@ -230,8 +229,11 @@ def _voice_name(voice: str) -> str:
 def iterate_corpus(folder: str | Path, columns: Sequence[str] | None = None) -> Iterator[dict]:
     """Yields the rows of a corpus in order, as dictionaries with `columns` (default: all of `SCHEMA`).
 
-    Raises `CorpusError` naming the file if the corpus is missing, unfinished or damaged.
+    Raises `CorpusError` naming the file if the corpus is missing, unfinished or damaged, and `ValueError` for columns
+    that it does not have.
     """
+    if unknown := set(columns or ()) - set(SCHEMA.names):
+        raise ValueError(f"Found columns {sorted(unknown)}; expected some of {', '.join(SCHEMA.names)}.")
     for path, num_rows in corpus_shards(folder):
         if not path.exists():
             raise CorpusError(f"The corpus is unfinished, {path} is missing; run its preparation again to resume.")
@@ -348,7 +350,7 @@ def _atomic_file(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise CorpusError(f"The disk is full at {path.parent}; free some space and run again to resume.") from error
+            raise CorpusError(f"The disk is full at {path.parent}; free some space, run again to resume.") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)

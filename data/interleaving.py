@@ -6,15 +6,20 @@ words of speech. A change of modality falls on the start of a word, rounded to a
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from pyarrow.dataset import dataset
 from transformers import PreTrainedTokenizerFast
 
 from ..configuration_tinywave import TinyWaveConfig
 from ..tokenization_tinywave import Segment, segments_to_ids
+from .unit_extraction import ShardError
 
 PATTERNS = {
     "speech": ("speech",),
@@ -66,6 +71,26 @@ class AlignedDocument:
         if modality == "text":
             return "text", " ".join(self.words[start_word:stop_word])
         return "speech", self.units[self.boundary_frame(start_word) : self.boundary_frame(stop_word)]
+
+
+def read_documents(
+    units_folder: str | os.PathLike, split: str, domains: Collection[str] | None = None, unit_rate: float = 25.0
+) -> list[AlignedDocument]:
+    """Reads the documents of a split, and of some domains, from a folder of unit shards.
+
+    Raises `ShardError` for a damaged shard and where no row fits.
+    """
+    is_wanted = pc.field("split") == split
+    if domains is not None:
+        is_wanted &= pc.field("domain").isin(list(domains))
+    try:
+        shards = dataset(str(units_folder), format="parquet")
+        rows = shards.to_table(columns=["text", "words", "units"], filter=is_wanted).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ShardError(f"{units_folder} cannot be read ({error}); extract the units again") from error
+    if not rows:
+        raise ShardError(f"{units_folder} holds no document of split {split!r} and domains {domains or 'any'}")
+    return [AlignedDocument.from_row(row, unit_rate) for row in rows]
 
 
 def interleave(

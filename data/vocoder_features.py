@@ -108,7 +108,7 @@ class VocoderSpeaker:
         if item.voice == VOICE:
             return self._hibari.synthesize(item.text, style=item.style, warp=item.warp, seed=item.seed)
         if self._kokoro is None:
-            raise ValueError(f"Found an item with voice {item.voice!r} and no Kokoro; give VocoderSpeaker a KokoroVoice.")
+            raise ValueError(f"Found voice {item.voice!r} and no Kokoro voices; give VocoderSpeaker a KokoroVoice.")
         return self._kokoro.synthesize(item.text, voice=item.voice)
 
     def speak_target(self, phonemes: str) -> Utterance:
@@ -202,7 +202,7 @@ def stretch_target(target: Utterance, phone_edges: np.ndarray, num_frames: int, 
 
 
 def utterance_edges(utterance: Utterance) -> np.ndarray:
-    """Start and end of every phone in order, seconds, `(2 * phones,)`; pauses lie between an end and the next start."""
+    """Start and end of every phone in order, seconds, `(2 * phones,)`; pauses lie between one phone and the next."""
     return np.array([edge for phone in utterance.phones for edge in (phone.start, phone.end)])
 
 

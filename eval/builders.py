@@ -38,7 +38,7 @@ from .suites import Pair, SuiteError, read_suite, write_suite
 
 MINIMUM_PHONES = 3
 SPEAKER_SENTENCES = 12
-_SOURCE = "TinyWave story language"
+_SOURCE = "tinywave.data.story_language"
 _STYLE_NAMES = tuple(STYLES)
 _ROWS_PER_SHARD = 50
 _PAIRS_PER_CHUNK = 8

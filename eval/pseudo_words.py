@@ -9,8 +9,9 @@ Phonemes are written one character a phone with stress marks before the vowel, a
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby, pairwise
 from random import Random
 
@@ -18,7 +19,7 @@ VOWELS = frozenset("AIOQWYaeiouɑɐɒæɔəɚɛɜɪʊʌᵊᵻ")
 STRESS_MARKS = "ˈˌ"
 _EDGE = "#"
 _CANDIDATES = 32
-_ATTEMPTS = 2_000
+_ATTEMPTS = 1_000
 
 # ARPAbet of cmudict in the phones above. Vowels that accents merge, reduced vowels and flaps share one symbol in both
 # directions (`phonemes_to_key`), so that a pseudo-word is not a real word in another accent.
@@ -53,6 +54,7 @@ def arpabet_to_key(phones: Iterable[str]) -> str:
     return "".join(_ARPABET_TO_PHONES[phone.rstrip("012")] for phone in phones)
 
 
+@cache
 def dictionary_keys() -> frozenset[str]:
     """Keys of every pronunciation of the CMU pronouncing dictionary.
 
@@ -119,7 +121,7 @@ class PseudoWordGenerator:
     def _log_probability(self, phones: Sequence[str]) -> float:
         return sum(math.log(self._bigram_counts[pair] / self._first_counts[pair[0]]) for pair in _bigrams(phones))
 
-    def sample(self, phonemes: str, rng: Random, exclude: Iterable[str] = ()) -> str | None:
+    def sample(self, phonemes: str, rng: Random, exclude: Collection[str] = ()) -> str | None:
         """A pseudo-word for one word.
 
         A third of the constituents (rounded up) change. Of up to 32 legal candidates the one with the bigram
@@ -127,18 +129,20 @@ class PseudoWordGenerator:
 
         Args:
             phonemes (`str`): the word.
-            exclude (`Iterable[str]`): keys already used.
+            exclude (`Collection[str]`): keys already used.
 
         Returns:
             `str` with as many phones as the word and the same stress, or `None` if the vocabulary allows none.
         """
         phones = phonemes_to_phones(phonemes)
         constituents = _split_constituents(phones)
-        excluded = self._forbidden | set(exclude)
         candidates: set[tuple[str, ...]] = set()
         for _ in range(_ATTEMPTS):
             candidate = self._change(constituents, rng)
-            if self.is_legal(candidate) and phonemes_to_key("".join(candidate)) not in excluded:
+            if candidate in candidates or not self.is_legal(candidate):
+                continue
+            key = phonemes_to_key("".join(candidate))
+            if key not in self._forbidden and key not in exclude:
                 candidates.add(candidate)
             if len(candidates) == _CANDIDATES:
                 break

@@ -1,17 +1,15 @@
 """One self-contained HTML file that shows what a distillation run did: to read, to hear, to put into a talk."""
 
 import base64
-import io
 import math
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..data.audio_io import load_audio
+from ..data.audio_io import load_audio, waveform_to_flac_bytes
 from .report_figures import Curve, curves_to_svg, png_data_uri, waveform_to_spectrogram_png
 from .results_table import (
     MODELS,
@@ -35,12 +33,12 @@ HOW_PAIRS_ARE_SCORED = (
     "The model hears both of a pair and is right if it gives the first the higher mean log-likelihood per unit; "
     "a tie counts half and chance is 50 %. Whiskers and brackets are 95 % intervals from resampling the pairs."
 )
-# Values a training log holds beside its losses.
-NOT_A_LOSS = {"step", "epoch", "loss", "learning_rate", "grad_norm", "cross_entropy", "seconds", "total_flos"}
+# What `DistillationTrainer` logs beside the total loss; without distillation the total is the cross-entropy.
+CROSS_ENTROPY = "cross_entropy_loss"
 LABEL_OF_LOSS = {
-    "logits": ("Logits: divergence from the teacher", "KL, nats per token"),
-    "hidden": ("Hidden states: distance from the teacher", "1 - cosine"),
-    "attention": ("Attention maps: divergence from the teacher", "KL, nats per row"),
+    "logits_loss": ("Logits: divergence from the teacher", "KL, nats per token"),
+    "hidden_loss": ("Hidden states: distance from the teacher", "1 - cosine"),
+    "attention_loss": ("Attention maps: divergence from the teacher", "KL, nats per row"),
 }
 
 
@@ -64,7 +62,7 @@ def write_report(report: dict, output_folder: str | os.PathLike) -> Path:
     Args:
         report (`dict`): the content of report.json - `teacher` and `student` with `parameters`, `suites`,
             `perplexity`, `retention`; optional are `resynthesis_wer`, `seconds` (of each step of the run), and
-            `curves` ({"student": [{"step", "cross_entropy" or "loss", further losses}], "no_distillation": [...]}),
+            `curves` ({"student": [{"step", "cross_entropy_loss" or "loss", "logits_loss", ...}], "no_distillation": [...]}),
             `continuations` ([{"title", "text", "prompt", "teacher", "student", "no_distillation"}], paths of
             recordings, and optionally "transcripts": {"teacher": heard words, ...}),
             `comparisons` (as `evaluate_models` makes them; shown is the perplexity of student minus no distillation),
@@ -178,12 +176,11 @@ def continuation_to_card(item: dict, folder: Path) -> dict:
 def recording_to_player(path: Path, model: str, label: str, transcript: str) -> Player:
     """Read a recording and return it as a player. Raises `AudioError` (a `ValueError`) if it is not audio."""
     waveform = load_audio(path, sampling_rate=AUDIO_SAMPLING_RATE)
-    buffer = io.BytesIO()
-    soundfile.write(buffer, waveform, AUDIO_SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+    flac = waveform_to_flac_bytes(waveform, AUDIO_SAMPLING_RATE)
     return Player(
         model=model,
         label=label,
-        audio="data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"),
+        audio="data:audio/flac;base64," + base64.b64encode(flac).decode("ascii"),
         spectrogram=png_data_uri(waveform_to_spectrogram_png(waveform, AUDIO_SAMPLING_RATE)),
         seconds=len(waveform) / AUDIO_SAMPLING_RATE,
         transcript=transcript,
@@ -256,13 +253,11 @@ def curves_to_charts(curves: dict) -> list[dict]:
     if not logs:
         return []
     charts = [("Cross-entropy", "nats per token", [
-        log_to_curve(model, log, "cross_entropy" if any("cross_entropy" in row for row in log) else "loss")
+        log_to_curve(model, log, CROSS_ENTROPY if any(CROSS_ENTROPY in row for row in log) else "loss")
         for model, log in logs.items()
     ])]
-    keys = dict.fromkeys(key for row in logs.get("student", []) for key in row if key not in NOT_A_LOSS)
-    for key in keys:
-        title, unit = LABEL_OF_LOSS.get(key, (suite_to_label(key), "loss"))
-        charts.append((title, unit, [log_to_curve("student", logs["student"], key)]))
+    for key, (title, unit) in LABEL_OF_LOSS.items():
+        charts.append((title, unit, [log_to_curve("student", logs.get("student", []), key)]))
     return [
         {"title": title, "svg": curves_to_svg(drawn, unit, f"{title} ({unit}) over training steps")}
         for title, unit, lines in charts if (drawn := [line for line in lines if line.steps])

@@ -102,7 +102,8 @@ class WhisperTranscriber:
 
 def normalize_words(text: str) -> str:
     """Whisper's English normalisation: lower case, no punctuation, digits for numbers, contractions spelled out."""
-    return _normalize_text(text)
+    # The normaliser leaves one full stop of an ellipsis behind.
+    return " ".join(word for word in _normalize_text(text).split() if any(map(str.isalnum, word)))
 
 
 def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrorRate:
@@ -112,7 +113,7 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> Wor
         ValueError: different numbers of references and hypotheses, or a reference without words.
     """
     if len(references) != len(hypotheses) or not references:
-        raise ValueError(f"Found {len(references)} references and {len(hypotheses)} hypotheses; expected as many, >= 1.")
+        raise ValueError(f"Found {len(references)} references for {len(hypotheses)} hypotheses; expected one each.")
     references, hypotheses = ([normalize_words(text) for text in texts] for texts in (references, hypotheses))
     if not all(references):
         raise ValueError("Found a reference without words; expected the transcript of every utterance.")

@@ -37,7 +37,7 @@ def report():
             for model, accuracy in zip(MODELS, (teacher, student, baseline), strict=True)
         }
 
-    log = [{"step": step, "loss": 9.0 / step, "cross_entropy": 3.0 / step, "logits": 1.0 / step} for step in (1, 2, 4)]
+    log = [{"step": step, "loss": 9.0 / step, "cross_entropy_loss": 3.0 / step, "logits_loss": 1.0 / step} for step in (1, 2, 4)]
     return {
         "teacher": {"parameters": 5_242_560},
         "student": {"parameters": 1_721_088},
@@ -158,6 +158,13 @@ def test_curves_take_the_colours_of_the_page_and_skip_what_is_not_a_number():
     assert "var(--muted)" in svg
     assert 'aria-label="Loss &quot;a&quot; &lt; b"' in svg
     assert not re.search(r"#0[0-9]0[0-9]0[0-9]\b", svg)
+
+
+def test_one_chart_for_each_loss_that_was_logged(report, folder):
+    page, text = read_page(write_report(report, folder))
+    assert page.tags.count("figure") == page.tags.count("svg") == 2
+    assert "Logits: divergence from the teacher" in text
+    assert "Attention maps: divergence" not in text
 
 
 def test_a_log_with_gaps_and_nan_is_drawn(report, folder):

@@ -125,7 +125,8 @@ def test_second_run_keeps_finished_shards_and_repairs_others(encoder, speaker, t
     def shards_made(items=ITEMS, encoder=encoder):
         before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
         prepare_vocoder_features(items, encoder, speaker, tmp_path, items_per_shard=2)
-        return [path.name[6:11] for path in sorted(tmp_path.iterdir()) if before.get(path.name) != path.stat().st_mtime_ns]
+        paths = sorted(tmp_path.iterdir())
+        return [path.name[6:11] for path in paths if before.get(path.name) != path.stat().st_mtime_ns]
 
     assert shards_made() == ["00000", "00001"]
     assert shards_made() == []
@@ -204,7 +205,7 @@ def test_duration_loss_by_hand():
 
 def test_training_learns_the_material_and_saves_it_in_half_the_bytes(features_folder, tmp_path):
     torch.manual_seed(0)
-    vocoder = train_vocoder(features_folder, _arguments(tmp_path, max_steps=200), VocoderConfig(**SMALL))
+    vocoder = train_vocoder(features_folder, _arguments(tmp_path, max_steps=150), VocoderConfig(**SMALL))
     untrained = Vocoder(VocoderConfig(**SMALL)).eval()
     examples = load_vocoder_features(features_folder, split="train")
     set_output_statistics(untrained, examples)

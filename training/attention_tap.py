@@ -86,7 +86,8 @@ class ActivationTap:
         """Open a recording for one forward pass and check on leaving that every tapped block was seen.
 
         Raises:
-            RuntimeError: when a block left nothing. Without this check a loss over the record would be silently 0.
+            RuntimeError: when a block left nothing, or nothing that gradients flow through. Without these checks the
+            loss over the record would silently be 0 or teach nothing.
         """
         record = TapRecord()
         modules = [self._blocks[block] for block in self.hidden_blocks]
@@ -109,8 +110,14 @@ class ActivationTap:
             if missing:
                 raise RuntimeError(
                     f"The forward pass left no {what} of blocks {missing}. Was the attention implementation changed "
-                    f"after the tap was set, or is the model one that skips blocks?"
+                    "after the tap was set, or is the model one that skips blocks?"
                 )
+        detached = [block for block, inputs in record.attention_inputs.items() if not inputs.query.requires_grad]
+        if torch.is_grad_enabled() and detached:
+            raise RuntimeError(
+                f"The queries and keys of blocks {detached} carry no gradient. Freeze no layers below them, and use "
+                "activation checkpointing with use_reentrant=False only."
+            )
 
     def _check_attention_modules(self, model: PreTrainedModel) -> None:
         for block in self.attention_blocks:

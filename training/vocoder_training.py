@@ -75,7 +75,7 @@ class VocoderDataset(Dataset):
 
 
 def collate_vocoder_examples(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """Pad crops to one batch: `units (B, U)`, `lengths`, targets over T frames, and de-duplicated units with durations."""
+    """Pad crops to one batch: units with lengths, targets over T frames, de-duplicated units with durations."""
     pad = functools.partial(pad_sequence, batch_first=True)
     runs = [deduplicate(row["all_units"].tolist()) for row in rows]
     batch = {name: pad([row[name] for row in rows]) for name in ("units", "features", "f0", "energy", "log_mel")}
@@ -189,9 +189,10 @@ def set_output_statistics(vocoder: Vocoder, examples: list[VocoderExample]) -> N
     log_mel = torch.cat([example.log_mel.float() for example in examples])
     means = [features.mean(0), log_f0.mean(), torch.zeros(()), energy.mean(), log_mel.mean(0)]
     stds = [features.std(0), log_f0.std(), torch.ones(()), energy.std(), log_mel.std(0)]
+    repeats = [1, SUBFRAMES, SUBFRAMES, SUBFRAMES, SUBFRAMES]
     for buffer, values in ((vocoder.output_mean, means), (vocoder.output_std, stds)):
-        repeats = [1, SUBFRAMES, SUBFRAMES, SUBFRAMES, SUBFRAMES]
-        buffer.copy_(torch.cat([value.reshape(-1).repeat(count) for value, count in zip(values, repeats, strict=True)]))
+        parts = [value.reshape(-1).repeat(count) for value, count in zip(values, repeats, strict=True)]
+        buffer.copy_(torch.cat(parts))
     vocoder.output_std.clamp_(min=MIN_STD)
 
 

@@ -1,0 +1,48 @@
+"""`tinywave correct nano/correction --teacher assets/teacher --units outputs/units --output-dir outputs/corrected`"""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from ..data.collators import CausalLanguageModelCollator
+from ..data.interleaving import read_documents
+from ..modeling_tinywave import TinyWaveForCausalLM
+from ..processing_tinywave import TinyWaveProcessor
+from ..training.arguments import CorrectionArguments
+from ..training.checkpoints import last_checkpoint
+from ..training.teacher_correction import correct_teacher
+from .recipe import read_recipe
+from .shipped import TEACHER
+from .train import make_dataset
+
+
+def add_arguments(parser):
+    parser.add_argument("recipe", help="correction recipe: a YAML file or the name of a packaged one")
+    parser.add_argument("--teacher", default=str(TEACHER), help="model folder")
+    parser.add_argument("--units", required=True, help="folder that `tinywave extract-units` wrote")
+    parser.add_argument("--output-dir", required=True, help="folder of the corrected teacher")
+
+
+def run(arguments) -> int:
+    correct(read_recipe(arguments.recipe), arguments.teacher, arguments.units, arguments.output_dir)
+    print(arguments.output_dir)
+    return 0
+
+
+def correct(recipe: dict, teacher: str | Path, units_folder: str | Path, output_dir: str | Path):
+    """Corrects a teacher on the training documents of `units_folder`, and returns it."""
+    model = TinyWaveForCausalLM.from_pretrained(teacher, dtype="float32")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(teacher)
+    documents = read_documents(units_folder, "train", recipe.get("domains"))
+    return correct_teacher(
+        model,
+        make_dataset(recipe, documents, model.config, tokenizer),
+        CausalLanguageModelCollator(model.config.pad_token_id),
+        CorrectionArguments(
+            output_dir=str(output_dir),
+            seed=recipe["seed"],
+            resume_from_checkpoint=last_checkpoint(Path(output_dir)),
+            **recipe["training"],
+        ),
+        TinyWaveProcessor.from_config(model.config, tokenizer),
+    )

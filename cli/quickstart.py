@@ -1,0 +1,252 @@
+"""`tinywave quickstart`: from speech to a distilled student and a report, in one command.
+
+Every step leaves its result in the output folder and is skipped when it is there, so that an interrupted run continues.
+"""
+
+import json
+import platform
+import time
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import transformers
+
+from ..data.audio_io import load_audio, write_audio
+from ..data.corpus import SAMPLING_RATE, iterate_corpus, prepare_corpus, verify_splits
+from ..data.hibari_voice import HibariDecoder
+from ..data.interleaving import read_documents
+from ..data.text_items import text_items
+from ..data.unit_extraction import extract_units, load_speech_encoder
+from ..eval.report import write_report
+from ..eval.results import build_report, write_json
+from ..eval.results_table import report_to_markdown
+from ..eval.resynthesis import SpokenText, evaluate_resynthesis, read_recordings
+from ..eval.runner import evaluate_models
+from ..modeling_tinywave import TinyWaveForCausalLM
+from ..pipeline_tinywave import SpeechContinuationPipeline
+from ..processing_tinywave import TinyWaveProcessor
+from ..vocoder_tinywave import Vocoder
+from .correct import correct
+from .distill import WITHOUT_TEACHER, distill
+from .recipe import read_recipe
+from .shipped import ASSETS, SPEECH_ENCODER, SUITES, TEACHER, VOCODER
+
+MODELS = ("teacher", "student", "no_distillation")
+
+
+def add_arguments(parser):
+    parser.add_argument("--recipe", default="nano/quickstart", help="YAML file or the name of a packaged recipe")
+    parser.add_argument("--output-dir", default="outputs/quickstart", help="folder of everything the run makes")
+    parser.add_argument("--num-processes", type=int, default=2, help="worker processes that speak and encode")
+
+
+def run(arguments) -> int:
+    quickstart = Quickstart(read_recipe(arguments.recipe), Path(arguments.output_dir), arguments.num_processes)
+    report = quickstart.run()
+    print(f"\n{report_to_markdown(report)}\n")
+    print(f"Report: {quickstart.folder / 'report.html'}")
+    return 0
+
+
+class Quickstart:
+    """The steps of one run, in order; each reads what the steps before it wrote into `folder`."""
+
+    def __init__(self, recipe: dict, folder: Path, num_processes: int):
+        self.recipe, self.folder, self.num_processes = recipe, folder, num_processes
+        folder.mkdir(parents=True, exist_ok=True)
+        self.seconds_file = folder / "seconds.json"
+        self.seconds = json.loads(self.seconds_file.read_text()) if self.seconds_file.is_file() else {}
+
+    def run(self) -> dict:
+        """Runs every step that is not done and returns the report."""
+        steps = (
+            ("speak", self.speak),
+            ("extract units", self.extract_units),
+            ("correct teacher", self.correct_teacher),
+            ("distill student", self.distill_student),
+            ("train without teacher", self.train_without_teacher),
+            ("score", self.score),
+            ("resynthesize", self.resynthesize),
+            ("continue speech", self.continue_speech),
+        )
+        for number, (name, step) in enumerate(steps, start=1):
+            print(f"\n[{number}/{len(steps)}] {name}", flush=True)
+            with self._timed(name):
+                step()
+        return self._write_report()
+
+    @contextmanager
+    def _timed(self, name: str):
+        """Adds the duration of a step to those of earlier, interrupted runs."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            # A step that was skipped keeps the time it took when it ran.
+            if elapsed > 1 or name not in self.seconds:
+                self.seconds[name] = round(self.seconds.get(name, 0.0) + elapsed, 1)
+                write_json(self.seconds, self.seconds_file)
+
+    def speak(self) -> None:
+        items = text_items(self.recipe["corpus"])
+        verify_splits(prepare_corpus(items, self.folder / "corpus", num_processes=self.num_processes))
+
+    def extract_units(self) -> None:
+        extract_units(self.folder / "corpus", self.encoder, self.folder / "units", self.num_processes)
+
+    def correct_teacher(self) -> None:
+        if not self._is_trained("teacher"):
+            correct(read_recipe(self.recipe["correction"]), TEACHER, self.folder / "units", self.folder / "teacher")
+
+    def distill_student(self) -> None:
+        self._distill("student", {})
+
+    def train_without_teacher(self) -> None:
+        self._distill("no_distillation", WITHOUT_TEACHER)
+
+    def _distill(self, name: str, overrides: dict) -> None:
+        if not self._is_trained(name):
+            recipe = read_recipe(self.recipe["distillation"])
+            distill(recipe, self.folder / "teacher", self.folder / "units", self.folder / name, overrides)
+
+    def _is_trained(self, name: str) -> bool:
+        return (self.folder / name / "model.safetensors").is_file()
+
+    def score(self) -> None:
+        path = self.folder / "evaluation.json"
+        if path.is_file():
+            return
+        held_out = read_documents(self.folder / "units", "test")
+        evaluation = evaluate_models(
+            self.models,
+            {suite: SUITES / f"{suite}.parquet" for suite in self.recipe["suites"]},
+            [document.units for document in held_out],
+            batch_size=16,
+            encoder=self.encoder.fingerprint(),
+            rows_folder=self.folder / "pairs",
+        )
+        write_json(evaluation, path)
+
+    def resynthesize(self) -> None:
+        path = self.folder / "resynthesis.json"
+        if path.is_file():
+            return
+        sets = {
+            "hibari_held_out": self._held_out_recordings(),
+            "kokoro_unseen_voices": read_recordings(ASSETS / "audio" / "kokoro"),
+            "librivox": read_recordings(ASSETS / "audio" / "librivox"),
+        }
+        results = {
+            name: evaluate_resynthesis(recordings, self.encoder, self.vocoder, self.decoder.decode).to_dict()
+            for name, recordings in sets.items()
+        }
+        write_json(results, path)
+
+    def _held_out_recordings(self) -> list[SpokenText]:
+        count, recordings = self.recipe["num_resynthesis_clips"], {}
+        for row in self._test_rows():
+            of_domain = recordings.setdefault(row["domain"], [])
+            if len(of_domain) < count:
+                waveform = load_audio(row["audio"]["bytes"], SAMPLING_RATE)
+                of_domain.append(SpokenText(row["id"], waveform, row["text"]))
+        return [recording for of_domain in recordings.values() for recording in of_domain]
+
+    def _test_rows(self):
+        return (row for row in iterate_corpus(self.folder / "corpus") if row["split"] == "test")
+
+    def continue_speech(self) -> None:
+        path = self.folder / "continuations.json"
+        if path.is_file():
+            return
+        stories = [row for row in self._test_rows() if row["domain"] == "story"][: self.recipe["num_continuations"]]
+        speed = {name: [0, 0.0] for name in MODELS}
+        cards = [self._continue_story(number, row, speed) for number, row in enumerate(stories, start=1)]
+        record = {
+            "continuations": cards,
+            "units_per_second": {name: units / seconds for name, (units, seconds) in speed.items()},
+        }
+        write_json(record, path)
+
+    def _continue_story(self, number: int, row: dict, speed: dict) -> dict:
+        """Continues the first sentences of one story with every model and writes the audio."""
+        num_words = len(" ".join(row["sentences"][: self.recipe["prompt_sentences"]]).split())
+        waveform = load_audio(row["audio"]["bytes"], SAMPLING_RATE)
+        prompt = waveform[: int(row["words"][num_words]["start"] * SAMPLING_RATE)]
+        card = {"title": f"Story {number}", "text": " ".join(row["text"].split()[:num_words])}
+        card["prompt"] = self._write_sample(f"{number}_prompt", prompt, SAMPLING_RATE)
+        for name, model in self.models.items():
+            pipeline = SpeechContinuationPipeline(
+                model, self._processor(name), self.encoder, self.vocoder, self.decoder.decode
+            )
+            torch.manual_seed(self.recipe["seed"])
+            start = time.perf_counter()
+            continuation = pipeline(prompt, **self.recipe["generation"])
+            speed[name][0] += len(continuation.units)
+            speed[name][1] += time.perf_counter() - start
+            waveform = continuation.waveform.numpy()
+            card[name] = self._write_sample(f"{number}_{name}", waveform, continuation.sampling_rate)
+        return card
+
+    def _write_sample(self, name: str, waveform, sampling_rate: int) -> str:
+        path = self.folder / "samples" / f"{name}.wav"
+        path.parent.mkdir(exist_ok=True)
+        write_audio(path, waveform, sampling_rate)
+        return str(path.relative_to(self.folder))
+
+    @cached_property
+    def encoder(self):
+        return load_speech_encoder(SPEECH_ENCODER)
+
+    @cached_property
+    def vocoder(self) -> Vocoder:
+        return Vocoder.from_pretrained(VOCODER, dtype="float32").eval()
+
+    @cached_property
+    def decoder(self) -> HibariDecoder:
+        return HibariDecoder()
+
+    @cached_property
+    def models(self) -> dict[str, TinyWaveForCausalLM]:
+        return {
+            name: TinyWaveForCausalLM.from_pretrained(self.folder / name, dtype="float32").eval() for name in MODELS
+        }
+
+    def _processor(self, name: str) -> TinyWaveProcessor:
+        return TinyWaveProcessor.from_pretrained(self.folder / name)
+
+    def _write_report(self) -> dict:
+        evaluation, resynthesis, continued = (
+            json.loads((self.folder / name).read_text())
+            for name in ("evaluation.json", "resynthesis.json", "continuations.json")
+        )
+        cards = continued["continuations"]
+        report = build_report(
+            evaluation,
+            parameters={name: self.models[name].num_parameters() for name in MODELS[:2]},
+            resynthesis_wer={name: result["resynthesis"]["value"] for name, result in resynthesis.items()},
+            samples=[str(self.folder / card[key]) for card in cards for key in ("prompt", *MODELS)],
+            seconds=self.seconds,
+        )
+        report |= {
+            "resynthesis": resynthesis,
+            "continuations": cards,
+            "speed": {"units_per_second": continued["units_per_second"]},
+            "curves": {name: self._loss_curve(name) for name in MODELS[1:]},
+            "configuration": self.recipe,
+            "environment": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "num_threads": torch.get_num_threads(),
+            },
+        }
+        write_json(report, self.folder / "report.json")
+        write_report(report, self.folder)
+        return report
+
+    def _loss_curve(self, name: str) -> list[dict]:
+        state = json.loads((self.folder / name / "trainer_state.json").read_text())
+        return [entry for entry in state["log_history"] if "loss" in entry]

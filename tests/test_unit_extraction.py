@@ -1,0 +1,248 @@
+"""Corpora become units: nothing lost, nothing done twice, and every bad shard named."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tinywave.configuration_tinywave import SpeechEncoderConfig
+from tinywave.data.audio_io import waveform_to_flac_bytes
+from tinywave.data.unit_extraction import ShardError, extract_units, fit_kmeans, load_speech_encoder, sample_features
+from tinywave.speech_encoder_tinywave import SpeechEncoder
+
+BACKBONE = {
+    "model_type": "whisper",
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "max_source_positions": 1500,
+}
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    encoder = SpeechEncoder(SpeechEncoderConfig(backbone_config=BACKBONE, layer=2, num_units=16)).eval()
+    encoder.quantizer.centroids = torch.randn(16, 32)
+    return encoder
+
+
+def waveform_of(number):
+    return np.random.default_rng(number).uniform(-0.5, 0.5, 3200 + 777 * number).astype(np.float32)
+
+
+def row_of(number):
+    waveform = waveform_of(number)
+    return {
+        "id": f"row-{number}",
+        "split": "train" if number % 3 else "test",
+        "text": f"text {number}",
+        "audio": {"bytes": waveform_to_flac_bytes(waveform, 16000), "path": None},
+        "sampling_rate": 16000,
+        "num_samples": len(waveform),
+        "words": [{"word": "text", "start": 0.0, "end": 0.1}],
+    }
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for shard in range(3):
+        rows = [row_of(4 * shard + index) for index in range(4)]
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"shard-{shard:05d}.parquet")
+    return folder
+
+
+def files_of(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_two_processes_write_the_units_of_every_row(corpus, encoder, tmp_path):
+    extract_units(corpus, encoder, tmp_path / "units", num_processes=2)
+    assert sorted(files_of(tmp_path / "units")) == [f"shard-{shard:05d}.parquet" for shard in range(3)]
+    table = pq.read_table(tmp_path / "units")
+    assert table.column_names == ["id", "split", "text", "sampling_rate", "num_samples", "words", "units", "encoder"]
+    assert table.schema.field("units").type == pa.list_(pa.int16())
+    for number, row in enumerate(table.to_pylist()):
+        expected = row_of(number)
+        # FLAC keeps 16 bits, so the reference is what the corpus holds.
+        heard = (np.round(waveform_of(number) * 32768) / 32768).astype(np.float32)
+        assert row["units"] == encoder.encode([heard])[0].tolist()
+        assert {name: row[name] for name in ("id", "text", "words")} == {
+            name: expected[name] for name in ("id", "text", "words")
+        }
+        assert row["encoder"] == encoder.fingerprint()
+
+
+def test_finished_shards_are_kept_and_missing_or_damaged_ones_made_again(corpus, encoder, tmp_path):
+    units = tmp_path / "units"
+    extract_units(corpus, encoder, units, num_processes=1)
+    before, expected = files_of(units), pq.read_table(units)
+    (units / "shard-00001.parquet").unlink()
+    damaged = units / "shard-00002.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    extract_units(corpus, encoder, units, num_processes=1)
+    after = files_of(units)
+    assert after["shard-00000.parquet"] == before["shard-00000.parquet"]
+    assert pq.read_table(units).equals(expected)
+
+
+def test_a_changed_shard_is_encoded_again(corpus, encoder, tmp_path):
+    extract_units(corpus, encoder, tmp_path / "units", num_processes=1)
+    pq.write_table(pa.Table.from_pylist([row_of(50)]), corpus / "shard-00001.parquet")
+    extract_units(corpus, encoder, tmp_path / "units", num_processes=1)
+    assert pq.read_table(tmp_path / "units" / "shard-00001.parquet")["id"].to_pylist() == ["row-50"]
+
+
+def test_units_of_another_encoder_are_not_mixed_in(corpus, encoder, tmp_path):
+    extract_units(corpus, encoder, tmp_path / "units", num_processes=1)
+    encoder.quantizer.centroids += 1
+    with pytest.raises(ShardError, match="shard-00000.parquet holds units of the encoder .* another output folder"):
+        extract_units(corpus, encoder, tmp_path / "units", num_processes=1)
+
+
+def damage_footer(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def damage_page(path):
+    rows = pq.read_table(path)
+    pq.write_table(rows, path, write_page_checksum=True, compression="none", use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    start = data.find(b"fLaC") + 200
+    data[start : start + 50] = bytes(50)
+    path.write_bytes(data)
+
+
+def drop_audio(path):
+    pq.write_table(pq.read_table(path).drop_columns(["audio"]), path)
+
+
+def spoil_row(path):
+    rows = pq.read_table(path).to_pylist()
+    rows[2]["audio"]["bytes"] = b"no audio"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def shorten_row(path):
+    rows = pq.read_table(path).to_pylist()
+    rows[2]["audio"]["bytes"] = waveform_to_flac_bytes(np.zeros(800, np.float32), 16000)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (damage_footer, "is a damaged shard"),
+        (damage_page, "is a damaged shard"),
+        (drop_audio, r"lacks the columns \['audio'\]"),
+        (spoil_row, "row 'row-6'.*not audio"),
+        (shorten_row, "row 'row-6'.*lasts 50 ms"),
+    ],
+)
+def test_a_bad_shard_is_named(corpus, encoder, tmp_path, damage, reason):
+    damage(corpus / "shard-00001.parquet")
+    with pytest.raises(ShardError, match=f"shard-00001.parquet.*{reason}"):
+        extract_units(corpus, encoder, tmp_path / "units", num_processes=1)
+    assert not list((tmp_path / "units").glob(".*")), "no half-written file is left"
+
+
+def test_an_error_in_a_worker_process_reaches_the_caller(corpus, encoder, tmp_path):
+    spoil_row(corpus / "shard-00001.parquet")
+    with pytest.raises(ShardError, match="shard-00001.parquet, row 'row-6'"):
+        extract_units(corpus, encoder, tmp_path / "units", num_processes=2)
+
+
+def test_an_empty_folder_is_refused(encoder, tmp_path):
+    with pytest.raises(ShardError, match="holds no parquet shards"):
+        extract_units(tmp_path, encoder, tmp_path / "units")
+
+
+def test_a_full_disk_is_named_and_the_next_run_continues(corpus, encoder, tmp_path):
+    encoder.encode([waveform_of(0)])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel refuses writes beyond the limit the way it does on a full disk; Python ignores the signal.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="cannot write .*shard-00000.parquet.* make room on the disk"):
+            extract_units(corpus, encoder, tmp_path / "units", num_processes=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not files_of(tmp_path / "units")
+    extract_units(corpus, encoder, tmp_path / "units", num_processes=1)
+    assert len(files_of(tmp_path / "units")) == 3
+
+
+INTERRUPTED = """
+import sys
+from tinywave.data.unit_extraction import extract_units
+from tinywave.speech_encoder_tinywave import SpeechEncoder
+
+if __name__ == "__main__":
+    encoder = SpeechEncoder.from_pretrained(sys.argv[1]).eval()
+    extract_units(sys.argv[2], encoder, sys.argv[3], num_processes=2)
+"""
+
+
+def test_ctrl_c_stops_soon_keeps_finished_shards_and_leaves_no_process(corpus, encoder, tmp_path):
+    slow = [row_of(2000) for _ in range(200)]
+    for shard in (3, 4):
+        pq.write_table(pa.Table.from_pylist(slow), corpus / f"shard-{shard:05d}.parquet")
+    encoder.save_pretrained(tmp_path / "model")
+    (tmp_path / "script.py").write_text(INTERRUPTED)
+    units = tmp_path / "units"
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "model"), str(corpus), str(units)]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(list(units.glob("shard-0000[012].parquet"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    # A terminal sends Ctrl-C to the whole group.
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode != 0 and "KeyboardInterrupt" in stderr
+    assert sorted(files_of(units)) == [f"shard-{shard:05d}.parquet" for shard in range(3)]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_features_are_those_of_the_split_whatever_the_number_of_processes(corpus, encoder):
+    features = sample_features(corpus, encoder, num_processes=1)
+    train = [waveform_of(number) for number in range(12) if number % 3]
+    assert features.dtype == np.float32
+    assert features.shape == (sum(len(waveform) // 640 for waveform in train), 32)
+    np.testing.assert_array_equal(sample_features(corpus, encoder, num_processes=2), features)
+    assert sample_features(corpus, encoder, max_frames=20, num_processes=1).shape == (20, 32)
+    with pytest.raises(ShardError, match="no row of the split 'validation'"):
+        sample_features(corpus, encoder, split="validation", num_processes=1)
+
+
+def test_kmeans_finds_the_clusters_that_are_there():
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(12, 8)) * 10
+    # One dimension of huge variance must not hide the other seven.
+    scale = np.array([1000.0] + [1.0] * 7)
+    labels = rng.integers(0, 12, 3000)
+    features = ((true[labels] + rng.normal(size=(3000, 8)) * 0.1) * scale).astype(np.float32)
+    quantizer = fit_kmeans(features, num_units=12, seed=1)
+    units = quantizer(torch.from_numpy(features)).numpy()
+    assert len({(unit, label) for unit, label in zip(units, labels, strict=True)}) == 12
+    for name, tensor in quantizer.state_dict().items():
+        assert tensor.dtype == torch.float32, name
+        assert torch.equal(tensor, fit_kmeans(features, num_units=12, seed=1).state_dict()[name]), "same seed"
+    with pytest.raises(ValueError, match=r"shape \(5, 8\); expected \(>= 12, hidden_size\)"):
+        fit_kmeans(features[:5], num_units=12)
+
+
+def test_a_folder_without_an_encoder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not a speech encoder"):
+        load_speech_encoder(tmp_path)
