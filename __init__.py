@@ -19,6 +19,7 @@ _MODULE_OF_NAME = {
     "load_audio": "data.audio_io",
     "write_audio": "data.audio_io",
     "load_speech_encoder": "data.unit_extraction",
+    "SpeechContinuationPipeline": "pipeline_tinywave",
     "LayerMap": "training.layer_map",
     "student_from_teacher": "training.student_init",
     "DistillationArguments": "training.arguments",

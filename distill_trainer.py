@@ -133,7 +133,7 @@ class DistillationTrainer(Trainer):
         if inputs.get("labels") is None:
             raise ValueError(f"Distillation needs `labels` in every batch; found {sorted(inputs)}.")
         num_tokens = (inputs["labels"][:, 1:] != -100).sum()
-        divisor = num_tokens if num_items_in_batch is None else num_items_in_batch
+        divisor = num_tokens.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         student = self.accelerator.unwrap_model(model)
         loss, sums = _call_inside_wrapper(model, student, self._loss_and_sums, inputs)
         loss = loss / divisor
@@ -154,6 +154,9 @@ class DistillationTrainer(Trainer):
             with self._student_tap.record() as student_record:
                 student_hidden = _run_decoder(student, model_inputs)
             logits = self._logits_losses(student, student_hidden, teacher_hidden, inputs["labels"], positions)
+            if model_inputs.get("attention_mask") is not None:
+                # With padding on the left a target may follow a padding token, whose own states mean nothing.
+                positions = positions & model_inputs["attention_mask"].bool()
             hidden = self._hidden_loss(student, student_record, teacher_record, positions)
         attention = self._attention_loss(student_record, teacher_record, positions)
         loss = logits.total + self.args.hidden_weight * hidden + self.args.attention_weight * attention
@@ -217,9 +220,19 @@ class DistillationTrainer(Trainer):
         if not self.args.needs_teacher:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
+        if inputs.get("labels") is not None:
+            inputs["labels"] = self._without_repeated_rows(inputs["labels"])
         with torch.no_grad():
             loss = self.compute_loss(model, inputs)
         return loss.detach(), None, None
+
+    def _without_repeated_rows(self, labels: torch.Tensor) -> torch.Tensor:
+        """Ignore the rows that data parallelism repeats to fill the last batch, so that every token counts once."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return labels
+        genuine = max(0, state.remainder - self.accelerator.process_index * len(labels))
+        return labels.index_fill(0, torch.arange(min(genuine, len(labels)), len(labels), device=labels.device), -100)
 
     # ---- logging ----
 
@@ -350,7 +363,7 @@ def _add_projectors(student: PreTrainedModel, teacher: PreTrainedModel, layer_ma
     generator = torch.Generator().manual_seed(seed)
     projectors = nn.ModuleDict()
     for block in layer_map.student_blocks:
-        projector = nn.Linear(width, teacher_width, bias=False, dtype=torch.float32)
+        projector = nn.Linear(width, teacher_width, bias=False, dtype=student.dtype)
         nn.init.normal_(projector.weight, std=width**-0.5, generator=generator)
         projectors[str(block)] = projector
     student.add_module(PROJECTORS_NAME, projectors)

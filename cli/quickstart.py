@@ -19,10 +19,11 @@ from ..data.hibari_voice import HibariDecoder
 from ..data.interleaving import read_documents
 from ..data.text_items import text_items
 from ..data.unit_extraction import extract_units, load_speech_encoder
+from ..eval.recordings import read_corpus_recordings, read_recordings
 from ..eval.report import write_report
 from ..eval.results import build_report, write_json
 from ..eval.results_table import report_to_markdown
-from ..eval.resynthesis import SpokenText, evaluate_resynthesis, read_recordings
+from ..eval.resynthesis import evaluate_resynthesis
 from ..eval.runner import evaluate_models
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..pipeline_tinywave import SpeechContinuationPipeline
@@ -31,7 +32,7 @@ from ..vocoder_tinywave import Vocoder
 from .correct import correct
 from .distill import WITHOUT_TEACHER, distill
 from .recipe import read_recipe
-from .shipped import ASSETS, SPEECH_ENCODER, SUITES, TEACHER, VOCODER
+from .shipped import AUDIO, SPEECH_ENCODER, SUITES, TEACHER, VOCODER
 
 MODELS = ("teacher", "student", "no_distillation")
 
@@ -135,24 +136,17 @@ class Quickstart:
         if path.is_file():
             return
         sets = {
-            "hibari_held_out": self._held_out_recordings(),
-            "kokoro_unseen_voices": read_recordings(ASSETS / "audio" / "kokoro"),
-            "librivox": read_recordings(ASSETS / "audio" / "librivox"),
+            "hibari_held_out": read_corpus_recordings(
+                self.folder / "corpus", max_per_domain=self.recipe["num_resynthesis_clips"]
+            ),
+            "kokoro_unseen_voices": read_corpus_recordings(AUDIO / "kokoro"),
+            "librivox": read_recordings(AUDIO / "librivox"),
         }
         results = {
             name: evaluate_resynthesis(recordings, self.encoder, self.vocoder, self.decoder.decode).to_dict()
             for name, recordings in sets.items()
         }
         write_json(results, path)
-
-    def _held_out_recordings(self) -> list[SpokenText]:
-        count, recordings = self.recipe["num_resynthesis_clips"], {}
-        for row in self._test_rows():
-            of_domain = recordings.setdefault(row["domain"], [])
-            if len(of_domain) < count:
-                waveform = load_audio(row["audio"]["bytes"], SAMPLING_RATE)
-                of_domain.append(SpokenText(row["id"], waveform, row["text"]))
-        return [recording for of_domain in recordings.values() for recording in of_domain]
 
     def _test_rows(self):
         return (row for row in iterate_corpus(self.folder / "corpus") if row["split"] == "test")

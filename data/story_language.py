@@ -239,26 +239,33 @@ def sample_story(rng: Random, split: str) -> Story:
 
 
 def sample_story_pair(rng: Random, split: str) -> StoryPair:
-    """Samples a story and an ending about another topic, told of the same person with the same words around it."""
+    """Samples a story and an ending about another topic, told of the same person with the same words around it.
+
+    Every sentence is of `split`, the wrong ending included: neither ending has been heard in training.
+    """
     topic, other = rng.sample(TOPICS, 2)
     scene = _sample_scene(rng, topic)
     elsewhere = replace(
         scene, topic=other, things=tuple(rng.sample(other.things, 3)), landmark=rng.choice(other.landmarks)
     )
-    ending_seed = rng.random()
-
-    def right_ending() -> str:
-        nonlocal ending_seed
-        ending_seed = rng.random()
-        return _ending(Random(ending_seed), scene)
-
     try:
         context = tuple(_in_split(lambda part=part: part(rng, scene), split) for part in _BODY)
-        right = _in_split(right_ending, split)
+        right, wrong = _sample_endings(rng, scene, elsewhere, split)
     except _NoSentenceInSplit:
         return sample_story_pair(rng, split)
-    # The same seed chooses the same template and adjective, so that the endings differ in topic only.
-    return StoryPair(context, right, _ending(Random(ending_seed), elsewhere), topic.name, other.name)
+    return StoryPair(context, right, wrong, topic.name, other.name)
+
+
+def _sample_endings(
+    rng: Random, scene: _Scene, elsewhere: _Scene, split: str, max_draws: int = 2000
+) -> tuple[str, str]:
+    """The same ending told of two scenes: one seed chooses template and adjective of both."""
+    for _ in range(max_draws):
+        seed = rng.random()
+        endings = _ending(Random(seed), scene), _ending(Random(seed), elsewhere)
+        if all(split_of(ending) == split for ending in endings):
+            return endings
+    raise _NoSentenceInSplit
 
 
 def _determiner_noun(rng: Random) -> tuple[str, str]:

@@ -25,6 +25,8 @@ from ..vocoder_tinywave import F0_RANGE, SUBFRAMES, waveform_to_log_mel
 from .hibari_voice import VOICE, HibariVoice
 from .kokoro_voice import KokoroVoice
 from .pronunciation import Utterance
+from .story_language import sample_story
+from .text_items import book_sentences
 
 TENSORS = ("units", "features", "f0", "energy", "log_mel")
 
@@ -71,6 +73,21 @@ class VocoderExample:
     text: str
     split: str
     voice: str
+
+
+def sample_vocoder_texts(num_story_sentences: int = 600, seed: int = 0) -> list[tuple[str, str]]:
+    """All book sentences of the training split and some story sentences, shuffled, as (text, "train") pairs.
+
+    The books bring the sounds of English, the stories the words that the nano language models speak.
+    """
+    rng = Random(seed)
+    sentences = dict.fromkeys(book_sentences("train"))
+    num_sentences = len(sentences) + num_story_sentences
+    while len(sentences) < num_sentences:
+        sentences |= dict.fromkeys(sample_story(rng, "train").sentences)
+    texts = [(sentence, "train") for sentence in sentences][:num_sentences]
+    rng.shuffle(texts)
+    return texts
 
 
 def sample_vocoder_items(

@@ -36,7 +36,7 @@ HOW_PAIRS_ARE_SCORED = (
 # What `DistillationTrainer` logs beside the total loss; without distillation the total is the cross-entropy.
 CROSS_ENTROPY = "cross_entropy_loss"
 LABEL_OF_LOSS = {
-    "logits_loss": ("Logits: divergence from the teacher", "KL, nats per token"),
+    "logits_loss": ("Logits: divergence from the teacher", "temperature² KL, nats"),
     "hidden_loss": ("Hidden states: distance from the teacher", "1 - cosine"),
     "attention_loss": ("Attention maps: divergence from the teacher", "KL, nats per row"),
 }
@@ -62,7 +62,8 @@ def write_report(report: dict, output_folder: str | os.PathLike) -> Path:
     Args:
         report (`dict`): the content of report.json - `teacher` and `student` with `parameters`, `suites`,
             `perplexity`, `retention`; optional are `resynthesis_wer`, `seconds` (of each step of the run), and
-            `curves` ({"student": [{"step", "cross_entropy_loss" or "loss", "logits_loss", ...}], "no_distillation": [...]}),
+            `curves` ({"student": [...], "no_distillation": [...]}, each a log of {"step", "loss" and the losses that
+            `DistillationTrainer` logs}),
             `continuations` ([{"title", "text", "prompt", "teacher", "student", "no_distillation"}], paths of
             recordings, and optionally "transcripts": {"teacher": heard words, ...}),
             `comparisons` (as `evaluate_models` makes them; shown is the perplexity of student minus no distillation),

@@ -3,6 +3,7 @@
 The word error rate of the original audio stands beside it: the recogniser's own errors are in both.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from tqdm import tqdm
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
+from ..data.audio_io import load_audio, waveform_to_flac_bytes
+from ..data.kokoro_voice import TEST_VOICES, KokoroVoice
 from ..data.whisper_weights import whisper_ct2_folder
 from ..speech_encoder_tinywave import SpeechEncoder
 from ..tokenization_tinywave import deduplicate
@@ -21,6 +24,7 @@ from ..vocoder_tinywave import NeuralDecoder, Vocoder
 from .statistics import bootstrap_sums
 
 ENCODER_SAMPLING_RATE = 16_000
+TRANSCRIPTS_FILE = "transcripts.json"
 
 _normalize_text = EnglishTextNormalizer({})
 
@@ -132,6 +136,43 @@ def resynthesize(
     raw_units = encoder.encode([torch.from_numpy(np.asarray(waveform, dtype=np.float32))])[0]
     units, durations = deduplicate(raw_units.tolist())
     return vocoder.units_to_waveform(torch.from_numpy(units), torch.from_numpy(durations), decoder).numpy()
+
+
+def read_recordings(folder: str | Path) -> list[SpokenText]:
+    """Read a folder of audio files with a `transcripts.json` (file name -> text), in the order of that file.
+
+    Raises:
+        FileNotFoundError: no `transcripts.json`.
+        AudioError: a file that it names is missing or cannot be read.
+    """
+    folder = Path(folder)
+    transcripts = json.loads((folder / TRANSCRIPTS_FILE).read_text(encoding="utf-8"))
+    return [
+        SpokenText(name, load_audio(folder / name, ENCODER_SAMPLING_RATE), text) for name, text in transcripts.items()
+    ]
+
+
+def write_recordings(recordings: Iterable[SpokenText], folder: str | Path) -> None:
+    """Write recordings as `<id>.flac` at 16 kHz with a `transcripts.json`, the inverse of `read_recordings`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    transcripts = {}
+    for recording in recordings:
+        name = f"{Path(recording.id).stem}.flac"
+        (folder / name).write_bytes(waveform_to_flac_bytes(recording.waveform, ENCODER_SAMPLING_RATE))
+        transcripts[name] = recording.text
+    (folder / TRANSCRIPTS_FILE).write_text(json.dumps(transcripts, indent=2) + "\n", encoding="utf-8")
+
+
+def speak_in_unseen_voices(sentences: Sequence[str], kokoro: KokoroVoice) -> list[SpokenText]:
+    """Speak sentences in the Kokoro test voices in turn; no model is trained on these voices."""
+    recordings = []
+    for index, sentence in enumerate(sentences):
+        voice = TEST_VOICES[index % len(TEST_VOICES)]
+        utterance = kokoro.synthesize(sentence, voice=voice)
+        waveform = soxr.resample(utterance.waveform, utterance.sampling_rate, ENCODER_SAMPLING_RATE)
+        recordings.append(SpokenText(f"{voice}_{index:03d}", waveform, sentence))
+    return recordings
 
 
 def evaluate_resynthesis(

@@ -108,11 +108,9 @@ def test_gradients_flow_through_the_record(batch, checkpointing):
     (inputs.key.square().sum() + record.block_outputs[3].square().sum()).backward()
     gradient = model.model.layers[2].self_attn.k_proj.weight.grad.clone()
     untapped = make_model().train()
-    handle = untapped.model.layers[2].self_attn.k_proj.register_forward_hook(lambda _, __, keys: keys_seen.append(keys))
     keys_seen = []
-    hidden = untapped(**batch, output_hidden_states=True)
-    handle.remove()
-    before_norm = hidden.hidden_states[3]
+    untapped.model.layers[2].self_attn.k_proj.register_forward_hook(lambda _, __, keys: keys_seen.append(keys))
+    before_norm = untapped(**batch, output_hidden_states=True).hidden_states[3]
     layer = untapped.model.layers[3]
     rotary = untapped.model.rotary_emb(before_norm, torch.arange(LENGTH)[None])
     mask = batch["attention_mask"].bool()[:, None, None, :] & torch.ones(LENGTH, LENGTH).tril().bool()

@@ -11,8 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-pytest.importorskip("hibari")
-
 from tinywave.data import corpus
 from tinywave.data.audio_io import load_audio
 from tinywave.data.corpus import CorpusError, TextItem, iterate_corpus, prepare_corpus, verify_splits

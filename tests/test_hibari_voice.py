@@ -2,9 +2,6 @@
 
 import numpy as np
 import pytest
-
-pytest.importorskip("hibari")
-
 from hibari import Hibari
 
 from tinywave.data.hibari_voice import STYLES, HibariDecoder, HibariVoice, SpeakingStyle

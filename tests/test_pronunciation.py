@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("hibari")
-
 from tinywave.data.pronunciation import (
     durations_to_times,
     limit_peak,

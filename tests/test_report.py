@@ -37,7 +37,9 @@ def report():
             for model, accuracy in zip(MODELS, (teacher, student, baseline), strict=True)
         }
 
-    log = [{"step": step, "loss": 9.0 / step, "cross_entropy_loss": 3.0 / step, "logits_loss": 1.0 / step} for step in (1, 2, 4)]
+    log = [
+        {"step": step, "loss": 9 / step, "cross_entropy_loss": 3 / step, "logits_loss": 1 / step} for step in (1, 2, 4)
+    ]
     return {
         "teacher": {"parameters": 5_242_560},
         "student": {"parameters": 1_721_088},

@@ -12,7 +12,9 @@ from tinywave.eval.resynthesis import (
     WhisperTranscriber,
     evaluate_resynthesis,
     normalize_words,
+    read_recordings,
     word_error_rate,
+    write_recordings,
 )
 from tinywave.speech_encoder_tinywave import SpeechEncoder
 from tinywave.vocoder_tinywave import Vocoder
@@ -60,6 +62,15 @@ def test_silence_counts_every_word_as_deleted():
 def test_bad_transcripts_are_refused(references, heard, message):
     with pytest.raises(ValueError, match=message):
         word_error_rate(references, heard)
+
+
+def test_written_recordings_are_read_back(recording, tmp_path):
+    second = SpokenText("two", recording.waveform[:8_000], "She opened")
+    write_recordings([recording, second], tmp_path)
+    found = read_recordings(tmp_path)
+    assert [(item.id, item.text) for item in found] == [("one.flac", TEXT), ("two.flac", "She opened")]
+    for item, expected in zip(found, (recording, second), strict=True):
+        np.testing.assert_allclose(item.waveform, expected.waveform, atol=1e-4)
 
 
 def test_clean_speech_is_heard_and_noise_of_an_untrained_vocoder_is_not(recording):

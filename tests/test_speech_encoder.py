@@ -1,4 +1,4 @@
-"""The speech encoder: Whisper's own numbers, units that depend on nothing but the utterance, folders that load alone."""
+"""The speech encoder: Whisper's own numbers, units that depend on the utterance alone, folders that load alone."""
 
 import json
 import os

@@ -9,12 +9,14 @@ import torch
 
 from tinywave.configuration_tinywave import SpeechEncoderConfig, VocoderConfig
 from tinywave.data.hibari_voice import HibariDecoder, HibariVoice
+from tinywave.data.story_language import split_of
 from tinywave.data.vocoder_features import (
     VocoderItem,
     VocoderSpeaker,
     load_vocoder_features,
     prepare_vocoder_features,
     sample_vocoder_items,
+    sample_vocoder_texts,
     stretch_target,
     utterance_edges,
 )
@@ -235,6 +237,14 @@ def test_unusable_arguments_are_refused(tmp_path):
         _arguments(tmp_path, crop_units=2)
     with pytest.raises(ValueError, match="unit_noise=1.5"):
         _arguments(tmp_path, unit_noise=1.5)
+
+
+def test_sampled_texts_are_training_sentences_of_books_and_stories():
+    texts = sample_vocoder_texts(num_story_sentences=50, seed=1)
+    assert texts == sample_vocoder_texts(num_story_sentences=50, seed=1)
+    assert len(set(texts)) == len(texts) > 2_000
+    assert {split for _, split in texts} == {"train"}
+    assert all(split_of(text) == "train" for text, _ in texts)
 
 
 def test_sampled_items_are_reproducible_and_varied():

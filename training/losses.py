@@ -25,7 +25,7 @@ def supervised_positions(labels: torch.Tensor) -> torch.Tensor:
         labels (`torch.LongTensor` of shape `(B, T)`): token ids, -100 where nothing is to be learnt.
 
     Returns:
-        `torch.BoolTensor` of shape `(B, T)`: True at t when `labels[:, t + 1]` is a target; False at the last position.
+        `torch.BoolTensor` of shape `(B, T)`: True at t when `labels[:, t + 1]` is a target; False at the end.
     """
     return F.pad(labels[:, 1:] != IGNORED_LABEL, (0, 1), value=False)
 

@@ -1,0 +1,35 @@
+"""`tinywave rebuild --output-dir outputs/rebuild`: every shipped artefact from nothing, about three hours on two cores.
+
+The steps are the verbs of this command line with the packaged recipes, each of which continues where it stopped.
+"""
+
+from pathlib import Path
+
+from . import main as command_line
+
+
+def add_arguments(parser):
+    parser.add_argument("--output-dir", default="outputs/rebuild", help="folder of everything that is made")
+
+
+def run(arguments) -> int:
+    folder = Path(arguments.output_dir)
+    encoder = folder / "speech_encoder"
+    steps = [
+        ["prepare", "nano/corpus", "--output-dir", folder / "corpus"],
+        ["fit-units", "nano/units", "--corpus", folder / "corpus", "--output-dir", encoder],
+        ["extract-units", "--corpus", folder / "corpus", "--speech-encoder", encoder, "--output-dir", folder / "units"],
+        ["train", "nano/teacher", "--units", folder / "units", "--output-dir", folder / "teacher"],
+        [
+            "train", "nano/interleaved_teacher", "--units", folder / "units", "--init-from", folder / "teacher",
+            "--output-dir", folder / "interleaved_teacher",
+        ],
+        ["train-vocoder", "nano/vocoder", "--speech-encoder", encoder, "--output-dir", folder / "vocoder"],
+        ["build-suites", "nano/suites", "--speech-encoder", encoder, "--output-dir", folder / "suites"],
+    ]  # fmt: skip
+    for step in steps:
+        words = [str(word) for word in step]
+        print(f"\ntinywave {' '.join(words)}", flush=True)
+        if exit_code := command_line.main(words):
+            return exit_code
+    return 0
