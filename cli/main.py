@@ -22,6 +22,7 @@ VERBS = {
     "train": "train a teacher from nothing",
     "correct": "correct a teacher on the distillation domain with LoRA",
     "distill": "prune a teacher into a student and distil it",
+    "train-vocoder": "train the vocoder that makes units audible",
     "build-suites": "build the minimal-pair test suites",
     "evaluate": "score a model on the test suites and its perplexity",
     "encode": "turn a recording into speech units",

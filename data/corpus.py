@@ -67,7 +67,7 @@ SCHEMA = pa.schema(
 )
 
 
-class CorpusError(RuntimeError):
+class CorpusError(ValueError):
     """A corpus folder is damaged, incomplete, of other items, or mixes its splits."""
 
 

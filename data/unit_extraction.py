@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -18,8 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils.logging import disable_progress_bar
 
 from ..configuration_tinywave import SpeechEncoderConfig
 from ..speech_encoder_tinywave import QUANTIZER_FILE, CentroidQuantizer, SpeechEncoder
@@ -339,7 +342,8 @@ def _results(jobs: Sequence[Callable], encoder: SpeechEncoder, num_processes: in
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     with tempfile.TemporaryDirectory() as folder:
-        encoder.save_pretrained(folder)
+        encoder.config.save_pretrained(folder)
+        save_file(encoder.state_dict(), Path(folder) / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
         with ProcessPoolExecutor(num_processes, context, _start_worker, (folder, stop)) as executor:
             try:
                 numbers = {executor.submit(_run_in_worker, job): index for index, job in enumerate(jobs)}
@@ -358,9 +362,18 @@ _worker: dict[str, Any] = {}
 def _start_worker(folder: str, stop) -> None:
     """Runs once in each worker process; Ctrl-C reaches it through the event that the parent sets."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    # Its bars would be written across the one of the parent.
+    disable_progress_bar()
     _worker["encoder"] = SpeechEncoder.from_pretrained(folder).eval()
     _worker["stop"] = stop
+
+
+def _exit_with_parent() -> None:
+    """Wait for a killed parent, which can no longer set the event, and leave with it."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _run_in_worker(job: Callable) -> Any:

@@ -38,6 +38,7 @@ from .suites import Pair, SuiteError, read_suite, write_suite
 
 MINIMUM_PHONES = 3
 SPEAKER_SENTENCES = 12
+MINIMUM_SHARED_SECONDS = 1.0
 _SOURCE = "tinywave.data.story_language"
 _STYLE_NAMES = tuple(STYLES)
 _ROWS_PER_SHARD = 50
@@ -227,15 +228,36 @@ def _is_same_suite(path: Path, ids: list[str], encoder: str) -> bool:
 
 
 def _encode_halves(name: str, halves: list[tuple[TextItem, ...]], folder: Path, encode) -> list[tuple[int, ...]]:
+    """Units of every half; the sound that both halves of a pair begin with is encoded once, by itself.
+
+    The encoder looks ahead. Without this, a story's context would have slightly other units before its right ending
+    than before its wrong one, and their noise would count in the comparison of the endings.
+    """
     audio = {row["id"]: row["audio"]["bytes"] for row in iterate_corpus(folder, columns=("id", "audio"))}
     units: list[tuple[int, ...]] = []
     with tqdm(total=len(halves), desc=f"Encoding {name}") as bar:
         for start in range(0, len(halves), 2 * _PAIRS_PER_CHUNK):
             chunk = halves[start : start + 2 * _PAIRS_PER_CHUNK]
             waveforms = [_join([load_audio(audio[document.id], SAMPLING_RATE) for document in half]) for half in chunk]
-            units += [tuple(int(unit) for unit in sequence) for sequence in encode(waveforms)]
+            shared = [_shared_start(*pair) for pair in zip(waveforms[::2], waveforms[1::2], strict=True)]
+            encoded = iter(encode(waveforms + [waveform for waveform in shared if waveform is not None]))
+            sequences = [[int(unit) for unit in next(encoded)] for _ in waveforms]
+            for index, waveform in enumerate(shared):
+                if waveform is not None:
+                    beginning = [int(unit) for unit in next(encoded)]
+                    for sequence in sequences[2 * index : 2 * index + 2]:
+                        sequence[: len(beginning)] = beginning
+            units += map(tuple, sequences)
             bar.update(len(chunk))
     return units
+
+
+def _shared_start(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
+    """The sound that two waveforms begin with, or None where it is shorter than a word or two."""
+    length = min(len(first), len(second))
+    differing = np.flatnonzero(first[:length] != second[:length])
+    num_samples = int(differing[0]) if len(differing) else length
+    return first[:num_samples] if num_samples >= MINIMUM_SHARED_SECONDS * SAMPLING_RATE else None
 
 
 def _join(waveforms: list[np.ndarray]) -> np.ndarray:

@@ -61,7 +61,7 @@ def test_root_modules_are_listed(metadata):
 def test_folders_are_listed(metadata):
     with_code = {path.parent for path in ROOT.glob("*/**/*.py") if not path.parts[len(ROOT.parts)].startswith(".")}
     folders = {".".join(path.relative_to(ROOT).parts) for path in with_code}
-    left_out = {"tests", "build", "outputs"}
+    left_out = {"tests", "build", "outputs", "assets"}  # the model folders under assets carry copies of model code
     assert {folder for folder in folders if folder.split(".")[0] not in left_out} <= set(metadata.FOLDERS)
     assert all((ROOT / folder.replace(".", "/")).is_dir() for folder in metadata.FOLDERS)
 
@@ -118,7 +118,8 @@ def test_packages_that_break_the_stack_are_nowhere(metadata, pins):
 
 
 def test_every_third_party_import_is_a_declared_requirement(metadata):
-    declared = {canonicalize_name(Requirement(text).name) for text in [*metadata.REQUIREMENTS, *metadata.EXTRAS["all"]]}
+    requirements = [*metadata.REQUIREMENTS, *metadata.EXTRAS["all"]]
+    declared = {canonicalize_name(Requirement(text).name) for text in requirements}
     distributions = importlib.metadata.packages_distributions()
     undeclared = set()
     for folder in ["", *metadata.FOLDERS, "tests"]:

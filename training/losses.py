@@ -186,14 +186,16 @@ class _AttentionKL(torch.autograd.Function):
             rows = (flat, slice(start, stop))
             keys = (flat, slice(0, stop))
             block_mask = _block_mask(mask, batch, start, stop, heads, query.device)
-            log_student = _log_attention(query[rows], key[keys], block_mask, start)
-            log_teacher = _log_attention(teacher_query[rows], teacher_key[keys], block_mask, start)
-            teacher = log_teacher.exp()
+            scores = _scores(query[rows], key[keys], block_mask, start)
+            teacher_scores = _scores(teacher_query[rows], teacher_key[keys], block_mask, start)
+            student, teacher = scores.softmax(-1), teacher_scores.softmax(-1)
+            # KL = sum_k p^T (s^T - s^S) + logsumexp(s^S) - logsumexp(s^T): no logarithm of a whole map.
+            kl = _log_sum_exp(scores, student) - _log_sum_exp(teacher_scores, teacher)
+            kl += teacher_scores.sub_(scores).mul_(teacher).sum(-1)
             row_weight = row_weights[batch, None, start:stop].expand(-1, heads, -1).flatten(0, 1)
-            kl = log_teacher.sub_(log_student).mul_(teacher).sum(-1)
             loss += (kl * row_weight).sum()
             if with_gradient:
-                score_gradient = log_student.exp_().sub_(teacher).mul_(row_weight[..., None])
+                score_gradient = student.sub_(teacher).mul_(row_weight[..., None])
                 query_gradient[rows] = torch.bmm(score_gradient, key[keys])
                 key_gradient[keys].baddbmm_(score_gradient.transpose(1, 2), query[rows])
         if with_gradient:
@@ -227,8 +229,8 @@ def _block_mask(mask, batch, start, stop, heads, device):
     return hidden.expand(-1, heads, -1, -1).flatten(0, 1)
 
 
-def _log_attention(query, key, hidden, start):
-    """Log of the attention rows `start ...` over the keys up to the last of them, in fp32."""
+def _scores(query, key, hidden, start):
+    """Attention scores of the rows `start ...` over the keys up to the last of them."""
     scores = torch.bmm(query, key.transpose(1, 2))
     # The lowest number instead of -inf: a row of padding that may look nowhere then stays finite.
     lowest = torch.finfo(scores.dtype).min
@@ -236,7 +238,12 @@ def _log_attention(query, key, hidden, start):
         scores[..., start:].masked_fill_(hidden, lowest)
     else:
         scores.masked_fill_(hidden, lowest)
-    return scores.log_softmax(-1)
+    return scores
+
+
+def _log_sum_exp(scores, probabilities):
+    """Log of the softmax's denominator, read off the likeliest key instead of a second pass of exponentials."""
+    return scores.amax(-1) - probabilities.amax(-1).log()
 
 
 def _repeat_keys(key: torch.Tensor, num_heads: int) -> torch.Tensor:
