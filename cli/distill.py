@@ -1,4 +1,4 @@
-"""`tinywave distill nano/distillation --teacher outputs/corrected --units outputs/units --output-dir outputs/student`"""
+"""`tinywave distill nano/distillation --teacher outputs/corrected --units outputs/units --output-dir outputs/out`"""
 
 from pathlib import Path
 

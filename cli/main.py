@@ -77,7 +77,9 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     chosen = next((argument for argument in argv if not argument.startswith("-")), None)
     for verb, summary in VERBS.items():
         subparser = subparsers.add_parser(
-            verb, help=summary, description=summary[0].upper() + summary[1:] + ".",
+            verb,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         if verb == chosen:

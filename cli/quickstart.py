@@ -1,6 +1,6 @@
 """`tinywave quickstart`: from speech to a distilled student and a report, in one command.
 
-Every step leaves its result in the output folder and is skipped when it is there, so that an interrupted run continues.
+Every step leaves its result in the output folder and is skipped when it is there: an interrupted run continues.
 """
 
 import json
@@ -15,7 +15,6 @@ import transformers
 
 from ..data.audio_io import load_audio, write_audio
 from ..data.corpus import SAMPLING_RATE, iterate_corpus, prepare_corpus, verify_splits
-from ..data.hibari_voice import HibariDecoder
 from ..data.interleaving import read_documents
 from ..data.text_items import text_items
 from ..data.unit_extraction import extract_units, load_speech_encoder
@@ -25,12 +24,10 @@ from ..eval.results import build_report, write_json
 from ..eval.results_table import report_to_markdown
 from ..eval.resynthesis import evaluate_resynthesis
 from ..eval.runner import evaluate_models
-from ..modeling_tinywave import TinyWaveForCausalLM
 from ..pipeline_tinywave import SpeechContinuationPipeline
-from ..processing_tinywave import TinyWaveProcessor
-from ..vocoder_tinywave import Vocoder
 from .correct import correct
 from .distill import WITHOUT_TEACHER, distill
+from .loading import load_language_model, load_vocoder, neural_decoder
 from .recipe import read_recipe
 from .shipped import AUDIO, SPEECH_ENCODER, SUITES, TEACHER, VOCODER
 
@@ -143,7 +140,7 @@ class Quickstart:
             "librivox": read_recordings(AUDIO / "librivox"),
         }
         results = {
-            name: evaluate_resynthesis(recordings, self.encoder, self.vocoder, self.decoder.decode).to_dict()
+            name: evaluate_resynthesis(recordings, self.encoder, self.vocoder, self.decoder).to_dict()
             for name, recordings in sets.items()
         }
         write_json(results, path)
@@ -171,10 +168,8 @@ class Quickstart:
         prompt = waveform[: int(row["words"][num_words]["start"] * SAMPLING_RATE)]
         card = {"title": f"Story {number}", "text": " ".join(row["text"].split()[:num_words])}
         card["prompt"] = self._write_sample(f"{number}_prompt", prompt, SAMPLING_RATE)
-        for name, model in self.models.items():
-            pipeline = SpeechContinuationPipeline(
-                model, self._processor(name), self.encoder, self.vocoder, self.decoder.decode
-            )
+        for name, (model, processor) in self.models_and_processors.items():
+            pipeline = SpeechContinuationPipeline(model, processor, self.encoder, self.vocoder, self.decoder)
             torch.manual_seed(self.recipe["seed"])
             start = time.perf_counter()
             continuation = pipeline(prompt, **self.recipe["generation"])
@@ -195,21 +190,20 @@ class Quickstart:
         return load_speech_encoder(SPEECH_ENCODER)
 
     @cached_property
-    def vocoder(self) -> Vocoder:
-        return Vocoder.from_pretrained(VOCODER, dtype="float32").eval()
+    def vocoder(self):
+        return load_vocoder(VOCODER)
 
     @cached_property
-    def decoder(self) -> HibariDecoder:
-        return HibariDecoder()
+    def decoder(self):
+        return neural_decoder(griffin_lim=False)
 
     @cached_property
-    def models(self) -> dict[str, TinyWaveForCausalLM]:
-        return {
-            name: TinyWaveForCausalLM.from_pretrained(self.folder / name, dtype="float32").eval() for name in MODELS
-        }
+    def models_and_processors(self):
+        return {name: load_language_model(self.folder / name) for name in MODELS}
 
-    def _processor(self, name: str) -> TinyWaveProcessor:
-        return TinyWaveProcessor.from_pretrained(self.folder / name)
+    @property
+    def models(self):
+        return {name: model for name, (model, _) in self.models_and_processors.items()}
 
     def _write_report(self) -> dict:
         evaluation, resynthesis, continued = (

@@ -1,4 +1,4 @@
-"""`tinywave rebuild --output-dir outputs/rebuild`: every shipped artefact from nothing, about three hours on two cores.
+"""`tinywave rebuild --output-dir outputs/rebuild`: every shipped artefact from nothing, in about three hours.
 
 The steps are the verbs of this command line with the packaged recipes, each of which continues where it stopped.
 """
@@ -14,14 +14,14 @@ def add_arguments(parser):
 
 def run(arguments) -> int:
     folder = Path(arguments.output_dir)
-    encoder = folder / "speech_encoder"
+    encoder, units = folder / "speech_encoder", folder / "units"
     steps = [
         ["prepare", "nano/corpus", "--output-dir", folder / "corpus"],
         ["fit-units", "nano/units", "--corpus", folder / "corpus", "--output-dir", encoder],
-        ["extract-units", "--corpus", folder / "corpus", "--speech-encoder", encoder, "--output-dir", folder / "units"],
-        ["train", "nano/teacher", "--units", folder / "units", "--output-dir", folder / "teacher"],
+        ["extract-units", "--corpus", folder / "corpus", "--speech-encoder", encoder, "--output-dir", units],
+        ["train", "nano/teacher", "--units", units, "--output-dir", folder / "teacher"],
         [
-            "train", "nano/interleaved_teacher", "--units", folder / "units", "--init-from", folder / "teacher",
+            "train", "nano/interleaved_teacher", "--units", units, "--init-from", folder / "teacher",
             "--output-dir", folder / "interleaved_teacher",
         ],
         ["train-vocoder", "nano/vocoder", "--speech-encoder", encoder, "--output-dir", folder / "vocoder"],

@@ -61,25 +61,120 @@ def _topic(name: str, place: str, landmarks: str, things: str, verbs: str) -> To
 
 
 TOPICS = (
-    _topic("farm", "farm", "barn fence pond meadow", "cow goat hen horse duck lamb donkey", "fed brushed chased counted"),
-    _topic("beach", "beach", "pier rock wave cliff", "shell crab pebble bucket towel kite boat", "found rinsed carried hid"),
-    _topic("cooking", "kitchen", "oven table sink shelf", "cake pie pancake cookie onion carrot muffin", "baked tasted sliced served"),
-    _topic("garden", "garden", "gate bench hedge path", "rose tulip tomato daisy shovel bush flower", "planted watered trimmed smelled"),
-    _topic("school", "school", "desk window blackboard hallway", "book pencil poem map puzzle letter notebook", "copied finished studied opened"),
-    _topic("forest", "forest", "stream cave log clearing", "fox owl mushroom acorn squirrel rabbit beetle", "followed spotted watched heard"),
-    _topic("market", "market", "stall corner fountain counter", "apple melon basket coin ribbon lemon peach", "bought sold weighed wrapped"),
-    _topic("winter", "mountain", "slope cabin valley glacier", "sled snowman mitten scarf glove icicle blanket", "pulled warmed shook dropped"),
-    _topic("travel", "station", "platform tunnel bridge clock", "ticket suitcase engine whistle wagon passenger driver", "checked lost noticed greeted"),
-    _topic("music", "theater", "stage curtain balcony doorway", "drum violin flute trumpet piano guitar singer", "played tuned practiced admired"),
-    _topic("animals", "zoo", "cage wall tower island", "lion tiger monkey giraffe parrot zebra panda", "photographed named teased feared"),
-    _topic("building", "workshop", "cellar attic floor corridor", "hammer nail ladder chair wheel cupboard drawer", "mended measured lifted sanded"),
-    _topic("sea", "harbor", "lighthouse dock reef current", "ship anchor sail whale sailor lantern dolphin", "steered painted saluted rescued"),
-    _topic("sport", "stadium", "goal bleacher track scoreboard", "ball racket jersey helmet trophy runner referee", "kicked tossed caught cheered"),
+    _topic(
+        "farm",
+        "farm",
+        "barn fence pond meadow",
+        "cow goat hen horse duck lamb donkey",
+        "fed brushed chased counted",
+    ),
+    _topic(
+        "beach",
+        "beach",
+        "pier rock wave cliff",
+        "shell crab pebble bucket towel kite boat",
+        "found rinsed carried hid",
+    ),
+    _topic(
+        "cooking",
+        "kitchen",
+        "oven table sink shelf",
+        "cake pie pancake cookie onion carrot muffin",
+        "baked tasted sliced served",
+    ),
+    _topic(
+        "garden",
+        "garden",
+        "gate bench hedge path",
+        "rose tulip tomato daisy shovel bush flower",
+        "planted watered trimmed smelled",
+    ),
+    _topic(
+        "school",
+        "school",
+        "desk window blackboard hallway",
+        "book pencil poem map puzzle letter notebook",
+        "copied finished studied opened",
+    ),
+    _topic(
+        "forest",
+        "forest",
+        "stream cave log clearing",
+        "fox owl mushroom acorn squirrel rabbit beetle",
+        "followed spotted watched heard",
+    ),
+    _topic(
+        "market",
+        "market",
+        "stall corner fountain counter",
+        "apple melon basket coin ribbon lemon peach",
+        "bought sold weighed wrapped",
+    ),
+    _topic(
+        "winter",
+        "mountain",
+        "slope cabin valley glacier",
+        "sled snowman mitten scarf glove icicle blanket",
+        "pulled warmed shook dropped",
+    ),
+    _topic(
+        "travel",
+        "station",
+        "platform tunnel bridge clock",
+        "ticket suitcase engine whistle wagon passenger driver",
+        "checked lost noticed greeted",
+    ),
+    _topic(
+        "music",
+        "theater",
+        "stage curtain balcony doorway",
+        "drum violin flute trumpet piano guitar singer",
+        "played tuned practiced admired",
+    ),
+    _topic(
+        "animals",
+        "zoo",
+        "cage wall tower island",
+        "lion tiger monkey giraffe parrot zebra panda",
+        "photographed named teased feared",
+    ),
+    _topic(
+        "building",
+        "workshop",
+        "cellar attic floor corridor",
+        "hammer nail ladder chair wheel cupboard drawer",
+        "mended measured lifted sanded",
+    ),
+    _topic(
+        "sea",
+        "harbor",
+        "lighthouse dock reef current",
+        "ship anchor sail whale sailor lantern dolphin",
+        "steered painted saluted rescued",
+    ),
+    _topic(
+        "sport",
+        "stadium",
+        "goal bleacher track scoreboard",
+        "ball racket jersey helmet trophy runner referee",
+        "kicked tossed caught cheered",
+    ),
 )
 
 GIRLS = ("Anna", "Emma", "Lucy", "Mary", "Ruth", "Sarah", "Nina", "Alice")
 BOYS = ("Peter", "Jack", "Henry", "David", "Oscar", "Martin", "Simon", "Robert")
-RELATIVES = ("brother", "sister", "mother", "father", "uncle", "cousin", "teacher", "neighbor", "grandmother", "friend")
+RELATIVES = (
+    "brother",
+    "sister",
+    "mother",
+    "father",
+    "uncle",
+    "cousin",
+    "teacher",
+    "neighbor",
+    "grandmother",
+    "friend",
+)
 ADJECTIVES = (
     "red", "blue", "green", "yellow", "small", "big", "old", "shiny", "pretty", "heavy", "little", "brown",
     "white", "golden", "tiny", "strange", "perfect", "broken",
@@ -193,7 +288,8 @@ def _action(rng: Random, scene: _Scene) -> str:
     return rng.choice(
         (
             f"{scene.name} {first} the {scene.things[0]} and {second} the {adjective} {scene.things[1]}.",
-            f"First {scene.subject} {first} the {scene.things[0]}, then {scene.subject} {second} the {scene.things[1]}.",
+            f"First {scene.subject} {first} the {scene.things[0]}, "
+            f"then {scene.subject} {second} the {scene.things[1]}.",
             f"{scene.subject.capitalize()} {first} the {adjective} {scene.things[1]} and the {scene.things[0]}.",
             f"With {scene.companion}, {scene.subject} {first} the {adjective} {scene.things[1]}.",
         )
@@ -295,7 +391,8 @@ def _third_person(rng: Random) -> tuple[str, str]:
     base, third, _ = rng.choice(VERB_FORMS)
     noun, relative = rng.choice(rng.choice(TOPICS).things), rng.choice(RELATIVES)
     if rng.random() < 0.5:
-        return f"They often {base} the {noun} with my {relative}.", f"They often {third} the {noun} with my {relative}."
+        company = f"the {noun} with my {relative}."
+        return f"They often {base} {company}", f"They often {third} {company}"
     return f"My {relative} often {third} the {noun}.", f"My {relative} often {base} the {noun}."
 
 
@@ -318,7 +415,8 @@ def _article_order(rng: Random) -> tuple[str, str]:
 
 def _gender(rng: Random) -> tuple[str, str]:
     girl = rng.random() < 0.5
-    name, relative, noun = rng.choice(GIRLS if girl else BOYS), rng.choice(RELATIVES), rng.choice(rng.choice(TOPICS).things)
+    name, relative = rng.choice(GIRLS if girl else BOYS), rng.choice(RELATIVES)
+    noun = rng.choice(rng.choice(TOPICS).things)
     right, wrong = ("her", "his") if girl else ("his", "her")
     return f"{name} and {right} {relative} like the {noun}.", f"{name} and {wrong} {relative} like the {noun}."
 

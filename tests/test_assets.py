@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tinywave.cli.shipped import ASSETS, AUDIO, SPEECH_ENCODER, SUITES, TEACHER, VOCODER
 from tinywave.data.corpus import iterate_corpus, verify_splits
 from tinywave.data.kokoro_voice import TEST_VOICES

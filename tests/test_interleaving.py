@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from tinywave.configuration_tinywave import TinyWaveConfig
 from tinywave.data.collators import CausalLanguageModelCollator
 from tinywave.data.interleaving import (

@@ -6,6 +6,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+
 from tinywave.cli.main import main
 from tinywave.cli.recipe import read_recipe
 from tinywave.cli.shipped import TEACHER

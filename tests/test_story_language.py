@@ -3,6 +3,7 @@
 from random import Random
 
 import pytest
+
 from tinywave.data.story_language import (
     PHENOMENA,
     SPLITS,

@@ -1,6 +1,7 @@
 """Corpus recipes become the same documents every time, in the voices they ask for."""
 
 import pytest
+
 from tinywave.cli.recipe import read_recipe
 from tinywave.data.kokoro_voice import TEST_VOICES
 from tinywave.data.story_language import split_of

@@ -225,19 +225,19 @@ def _block_mask(mask, batch, start, stop, heads, device):
     """What the rows of a block may not look at: `(rows, stop)` for a causal model, `(b * heads, rows, stop)` else."""
     if mask is None:
         return torch.ones(stop - start, stop - start, dtype=torch.bool, device=device).triu(1)
-    hidden = ~mask[batch, :, start:stop, :stop]
-    return hidden.expand(-1, heads, -1, -1).flatten(0, 1)
+    forbidden = ~mask[batch, :, start:stop, :stop]
+    return forbidden.expand(-1, heads, -1, -1).flatten(0, 1)
 
 
-def _scores(query, key, hidden, start):
+def _scores(query, key, forbidden, start):
     """Attention scores of the rows `start ...` over the keys up to the last of them."""
     scores = torch.bmm(query, key.transpose(1, 2))
     # The lowest number instead of -inf: a row of padding that may look nowhere then stays finite.
     lowest = torch.finfo(scores.dtype).min
-    if hidden.dim() == 2:
-        scores[..., start:].masked_fill_(hidden, lowest)
+    if forbidden.dim() == 2:
+        scores[..., start:].masked_fill_(forbidden, lowest)
     else:
-        scores.masked_fill_(hidden, lowest)
+        scores.masked_fill_(forbidden, lowest)
     return scores
 
 
