@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..configuration_tinywave import VocoderConfig
 from ..speech_encoder_tinywave import SpeechEncoder
 from ..vocoder_tinywave import F0_RANGE, SUBFRAMES, waveform_to_log_mel
-from .hibari_voice import VOICE, HibariVoice
+from .hibari_voice import STYLES, VOICE, HibariVoice
 from .kokoro_voice import KokoroVoice
 from .pronunciation import Utterance
 from .story_language import sample_story
@@ -41,7 +41,8 @@ class VocoderItem:
         voice: "hibari" or the name of a Kokoro voice.
         style: hibari style, "base" unless the voice is hibari.
         warp: formant warp of hibari, 1.0 = none.
-        seed: of the noise in the synthesis.
+        noise_ratio: speech level over the level of added pink noise, dB; None adds none. The target stays clean.
+        seed: of the noise in the synthesis and of the added noise.
     """
 
     text: str
@@ -49,6 +50,7 @@ class VocoderItem:
     voice: str = VOICE
     style: str = "base"
     warp: float = 1.0
+    noise_ratio: float | None = None
     seed: int = 0
 
 
@@ -93,19 +95,24 @@ def sample_vocoder_texts(num_story_sentences: int = 600, seed: int = 0) -> list[
 def sample_vocoder_items(
     texts: Iterable[tuple[str, str]], kokoro_voices: Sequence[str] = (), kokoro_share: float = 0.0, seed: int = 0
 ) -> list[VocoderItem]:
-    """Give every (text, split) one way of being spoken: half plain, the rest in another style, warp or voice."""
+    """Give every (text, split) one way of being spoken.
+
+    Of what Kokoro does not speak, half is plain hibari and half another style and warp. A third of everything but the
+    plain half is heard in noise, as real recordings are.
+    """
     rng = Random(seed)
     items = []
     for index, (text, split) in enumerate(texts):
         draw = rng.random()
-        if draw < kokoro_share:
-            items.append(VocoderItem(text, split, voice=rng.choice(list(kokoro_voices)), seed=index))
-        elif draw < kokoro_share + (1 - kokoro_share) / 2:
+        if kokoro_share <= draw < (1 + kokoro_share) / 2:
             items.append(VocoderItem(text, split, seed=index))
+            continue
+        noise_ratio = round(rng.uniform(12, 35), 1) if rng.random() < 1 / 3 else None
+        if draw < kokoro_share:
+            manner = {"voice": rng.choice(list(kokoro_voices))}
         else:
-            style = rng.choice(["base", "happy", "sad", "angry", "breathy"])
-            warp = round(rng.uniform(0.86, 1.16), 3)
-            items.append(VocoderItem(text, split, style=style, warp=warp, seed=index))
+            manner = {"style": rng.choice(list(STYLES)), "warp": round(rng.uniform(0.86, 1.16), 3)}
+        items.append(VocoderItem(text, split, noise_ratio=noise_ratio, seed=index, **manner))
     return items
 
 
@@ -123,10 +130,14 @@ class VocoderSpeaker:
     def speak(self, item: VocoderItem) -> Utterance:
         """The utterance to encode; `ValueError` for a Kokoro voice where there is no Kokoro."""
         if item.voice == VOICE:
-            return self._hibari.synthesize(item.text, style=item.style, warp=item.warp, seed=item.seed)
-        if self._kokoro is None:
+            utterance = self._hibari.synthesize(item.text, style=item.style, warp=item.warp, seed=item.seed)
+        elif self._kokoro is None:
             raise ValueError(f"Found voice {item.voice!r} and no Kokoro voices; give VocoderSpeaker a KokoroVoice.")
-        return self._kokoro.synthesize(item.text, voice=item.voice)
+        else:
+            utterance = self._kokoro.synthesize(item.text, voice=item.voice)
+        if item.noise_ratio is None:
+            return utterance
+        return replace(utterance, waveform=add_pink_noise(utterance.waveform, item.noise_ratio, item.seed))
 
     def speak_target(self, phonemes: str) -> Utterance:
         """The same phones in hibari's base style, with the inputs of its decoder."""
@@ -174,6 +185,14 @@ def load_vocoder_features(folder: str | Path, split: str | None = None) -> list[
             "Run prepare_vocoder_features first."
         )
     return examples
+
+
+def add_pink_noise(waveform: np.ndarray, noise_ratio: float, seed: int) -> np.ndarray:
+    """Add noise with equal power per octave, `noise_ratio` dB below the waveform; `(samples,)` -> `(samples,)`."""
+    white = np.fft.rfft(np.random.default_rng(seed).standard_normal(len(waveform)))
+    noise = np.fft.irfft(white / np.sqrt(np.maximum(np.arange(len(white)), 1)), len(waveform))
+    level = np.sqrt(np.mean(waveform**2)) / np.sqrt(np.mean(noise**2)) * 10 ** (-noise_ratio / 20)
+    return (waveform + level * noise).astype(np.float32)
 
 
 def stretch_target(target: Utterance, phone_edges: np.ndarray, num_frames: int, config: VocoderConfig):

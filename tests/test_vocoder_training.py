@@ -140,6 +140,17 @@ def test_second_run_keeps_finished_shards_and_repairs_others(encoder, speaker, t
     assert shards_made(encoder=_encoder(speaker, seed=1)) == ["00000", "00001"]
 
 
+def test_noise_is_pink_and_as_loud_as_asked(speaker):
+    clean = speaker.speak(ITEMS[0])
+    noisy = speaker.speak(replace(ITEMS[0], noise_ratio=20.0))
+    noise = noisy.waveform - clean.waveform
+    assert noisy.phones == clean.phones
+    assert 10 * np.log10(np.mean(clean.waveform**2) / np.mean(noise**2)) == pytest.approx(20, abs=0.01)
+    power = np.abs(np.fft.rfft(noise)) ** 2
+    octaves = [power[size : 2 * size].sum() for size in (500, 1_000, 2_000, 4_000)]
+    assert max(octaves) < 1.3 * min(octaves)
+
+
 def test_kokoro_items_need_kokoro(speaker):
     with pytest.raises(ValueError, match="give VocoderSpeaker a KokoroVoice"):
         speaker.speak(VocoderItem(TEXTS[0], "train", voice="af_heart"))
