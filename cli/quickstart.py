@@ -32,6 +32,8 @@ from .recipe import read_recipe
 from .shipped import AUDIO, SPEECH_ENCODER, SUITES, TEACHER, VOCODER
 
 MODELS = ("teacher", "student", "no_distillation")
+# Small shards keep both processes busy to the end, and lose little when the run is interrupted.
+ROWS_PER_SHARD = 20
 
 
 def add_arguments(parser):
@@ -90,7 +92,10 @@ class Quickstart:
 
     def speak(self) -> None:
         items = text_items(self.recipe["corpus"])
-        verify_splits(prepare_corpus(items, self.folder / "corpus", num_processes=self.num_processes))
+        corpus = prepare_corpus(
+            items, self.folder / "corpus", num_processes=self.num_processes, rows_per_shard=ROWS_PER_SHARD
+        )
+        verify_splits(corpus)
 
     def extract_units(self) -> None:
         extract_units(self.folder / "corpus", self.encoder, self.folder / "units", self.num_processes)
