@@ -45,8 +45,9 @@ class SpeechContinuationPipeline:
         ValueError: encoder, model and vocoder count different units.
 
     Example:
-        >>> pipeline = SpeechContinuationPipeline(model, processor, speech_encoder, vocoder, HibariDecoder().decode)
-        >>> continuation = pipeline(waveform, max_new_tokens=100, do_sample=True, temperature=0.8)
+
+        pipeline = SpeechContinuationPipeline(model, processor, speech_encoder, vocoder, HibariDecoder().decode)
+        continuation = pipeline(waveform, max_new_tokens=100, do_sample=True, temperature=0.8)
     """
 
     def __init__(

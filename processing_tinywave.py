@@ -41,9 +41,10 @@ class TinyWaveProcessor(ProcessorMixin):
             [`~TinyWaveProcessor.from_config`] to read them from a configuration.
 
     Example:
-        >>> inputs = processor([("text", "A dog barks."), ("speech", units)], output_modality="speech")
-        >>> output = model.generate(**inputs, output_modality="speech", max_new_tokens=50)
-        >>> processor.ids_to_segments(output[0, inputs["input_ids"].shape[1] :])
+
+        inputs = processor([("text", "A dog barks."), ("speech", units)], output_modality="speech")
+        output = model.generate(**inputs, output_modality="speech", max_new_tokens=50)
+        processor.ids_to_segments(output[0, inputs["input_ids"].shape[1] :])
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, id_layout: dict[str, Any], **kwargs):

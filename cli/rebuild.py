@@ -5,7 +5,9 @@ The steps are the verbs of this command line with the packaged recipes, each of 
 
 from pathlib import Path
 
+from ..training.checkpoints import save_in_bfloat16
 from . import main as command_line
+from .loading import load_language_model
 
 
 def add_arguments(parser):
@@ -32,4 +34,7 @@ def run(arguments) -> int:
         print(f"\ntinywave {' '.join(words)}", flush=True)
         if exit_code := command_line.main(words):
             return exit_code
+    model, processor = load_language_model(folder / "teacher")
+    save_in_bfloat16(model, folder / "shipped_teacher")
+    processor.save_pretrained(folder / "shipped_teacher")
     return 0

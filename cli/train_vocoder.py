@@ -10,8 +10,8 @@ from ..data.vocoder_features import (
     sample_vocoder_items,
     sample_vocoder_texts,
 )
-from ..training.checkpoints import last_checkpoint
-from ..training.vocoder_training import VocoderTrainingArguments, save_vocoder, train_vocoder
+from ..training.checkpoints import last_checkpoint, save_in_bfloat16
+from ..training.vocoder_training import VocoderTrainingArguments, train_vocoder
 from .recipe import read_recipe
 from .shipped import SPEECH_ENCODER
 
@@ -35,6 +35,6 @@ def run(arguments) -> int:
         VocoderTrainingArguments(output_dir=str(output), seed=recipe["seed"], **recipe["training"]),
         resume_from_checkpoint=last_checkpoint(output),
     )
-    save_vocoder(vocoder, output)
+    save_in_bfloat16(vocoder, output)
     print(output)
     return 0

@@ -5,15 +5,11 @@ import pytest
 
 from tinywave.data import kokoro_voice
 from tinywave.data.kokoro_voice import TEST_VOICES, TRAIN_VOICES, KokoroVoice
-from tinywave.data.pronunciation import MissingMaterialError
 
 
 @pytest.fixture(scope="module")
 def voice():
-    try:
-        return KokoroVoice()
-    except MissingMaterialError as error:
-        pytest.skip(str(error))
+    return KokoroVoice()
 
 
 @pytest.fixture(scope="module")

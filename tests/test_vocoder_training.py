@@ -21,12 +21,12 @@ from tinywave.data.vocoder_features import (
     utterance_edges,
 )
 from tinywave.speech_encoder_tinywave import SpeechEncoder
+from tinywave.training.checkpoints import save_in_bfloat16
 from tinywave.training.vocoder_training import (
     VocoderDataset,
     VocoderTrainingArguments,
     collate_vocoder_examples,
     duration_loss,
-    save_vocoder,
     set_output_statistics,
     train_vocoder,
     vocoder_losses,
@@ -235,7 +235,7 @@ def test_training_learns_the_material_and_saves_it_in_half_the_bytes(features_fo
     for name in before:
         assert after[name] < 0.8 * before[name], name
 
-    save_vocoder(vocoder, tmp_path / "saved")
+    save_in_bfloat16(vocoder, tmp_path / "saved")
     size = (tmp_path / "saved" / "model.safetensors").stat().st_size
     assert size < 2.1 * sum(tensor.numel() for tensor in vocoder.state_dict().values()) + 10_000
     loaded = Vocoder.from_pretrained(tmp_path / "saved")

@@ -1,10 +1,18 @@
-"""Where an interrupted training run continues."""
+"""Where an interrupted training run continues, and how a finished model is shipped."""
 
 from pathlib import Path
 
+import torch
+from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 
 def last_checkpoint(output_dir: Path) -> str | None:
     """Newest checkpoint of a run, or None where it has none yet."""
     return get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+
+
+def save_in_bfloat16(model: PreTrainedModel, folder: str | Path) -> None:
+    """Save with weights in bfloat16 and a config that keeps its dtype: half the bytes, loaded back for full precision."""
+    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state)

@@ -194,9 +194,3 @@ def set_output_statistics(vocoder: Vocoder, examples: list[VocoderExample]) -> N
         parts = [value.reshape(-1).repeat(count) for value, count in zip(values, repeats, strict=True)]
         buffer.copy_(torch.cat(parts))
     vocoder.output_std.clamp_(min=MIN_STD)
-
-
-def save_vocoder(vocoder: Vocoder, folder: str | Path) -> None:
-    """Save with weights in bfloat16 and a config that says float32: half the bytes, loaded back for full precision."""
-    state = {name: tensor.to(torch.bfloat16) for name, tensor in vocoder.state_dict().items()}
-    vocoder.save_pretrained(folder, state_dict=state)

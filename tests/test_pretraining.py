@@ -1,0 +1,80 @@
+"""Training from nothing on interleaved speech and text: it learns, saves a complete repository, and resumes."""
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast, TrainingArguments
+
+from tinywave.configuration_tinywave import TinyWaveConfig
+from tinywave.data.interleaving import INTERLEAVED, AlignedDocument, InterleavedDataset
+from tinywave.modeling_tinywave import TinyWaveForCausalLM
+from tinywave.processing_tinywave import TinyWaveProcessor
+from tinywave.tokenization_tinywave import build_tokenizer, train_text_tokenizer
+from tinywave.training.checkpoints import last_checkpoint, save_in_bfloat16
+from tinywave.training.pretraining import train_language_model
+
+CONFIG = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def config():
+    return TinyWaveConfig.from_preset("nano-student", num_key_value_heads=2, **CONFIG)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(config):
+    texts = [f"{first}{second}{third}" for first in "abcdefgh" for second in "ijklmnop" for third in "qrstuvw"]
+    return build_tokenizer(config, train_text_tokenizer(texts, config))
+
+
+@pytest.fixture(scope="module")
+def dataset(config, tokenizer):
+    words = tuple(f"word{number % 5}" for number in range(40))
+    starts = [0.3 * number for number in range(40)]
+    document = AlignedDocument([frame % 7 for frame in range(320)], words, starts)
+    return InterleavedDataset([document] * 8, config, tokenizer, INTERLEAVED, max_length=200)
+
+
+def arguments(folder, max_steps: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder), max_steps=max_steps, per_device_train_batch_size=4, learning_rate=1e-2, save_steps=3,
+        lr_scheduler_type="constant", logging_steps=1, use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
+        seed=4,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(config, tokenizer, dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    trainer = train_language_model(config, dataset, arguments(folder, 6), tokenizer=tokenizer)
+    return folder, trainer
+
+
+def test_the_loss_falls(trained):
+    losses = [entry["loss"] for entry in trained[1].state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+
+
+def test_the_folder_is_a_complete_repository(trained):
+    folder, trainer = trained
+    loaded = TinyWaveForCausalLM.from_pretrained(folder)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in trainer.model.state_dict().items())
+    assert TinyWaveProcessor.from_pretrained(folder)([("text", "word1")])["input_ids"].shape[0] == 1
+    assert len(PreTrainedTokenizerFast.from_pretrained(folder)) == 1012
+
+
+def test_a_run_cut_in_two_gives_the_same_weights(trained, config, tokenizer, dataset, tmp_path):
+    train_language_model(config, dataset, arguments(tmp_path, 3), tokenizer=tokenizer)
+    assert last_checkpoint(tmp_path).endswith("checkpoint-3")
+    resumed = train_language_model(config, dataset, arguments(tmp_path, 6), tokenizer=tokenizer)
+    assert resumed.state.global_step == 6
+    expected = trained[1].model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+
+
+def test_bfloat16_halves_the_file_and_keeps_the_dtype(trained, tmp_path):
+    model = trained[1].model
+    save_in_bfloat16(model, tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size < 0.55 * 4 * model.num_parameters()
+    loaded = TinyWaveForCausalLM.from_pretrained(tmp_path)
+    assert loaded.dtype == torch.float32
+    torch.testing.assert_close(loaded.lm_head.weight, model.lm_head.weight, rtol=2**-8, atol=0)
