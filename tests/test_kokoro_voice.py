@@ -5,6 +5,7 @@ import pytest
 
 from tinywave.data import kokoro_voice
 from tinywave.data.kokoro_voice import TEST_VOICES, TRAIN_VOICES, KokoroVoice
+from tinywave.data.pronunciation import MissingMaterialError
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,6 @@ def last_checkpoint(output_dir: Path) -> str | None:
 
 
 def save_in_bfloat16(model: PreTrainedModel, folder: str | Path) -> None:
-    """Save with weights in bfloat16 and a config that keeps its dtype: half the bytes, loaded back for full precision."""
+    """Save with weights in bfloat16 and the dtype kept in the config: half the bytes, full precision on loading."""
     state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=state)
