@@ -45,7 +45,7 @@ def distill(
     """
     model = TinyWaveForCausalLM.from_pretrained(teacher, dtype="float32")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(teacher)
-    layer_map = LayerMap.every_third_ending_last(model.config.num_hidden_layers, recipe["num_student_layers"])
+    layer_map = LayerMap.from_pairs(recipe["layer_map"])
     set_seed(recipe["seed"])
     trainer = DistillationTrainer(
         student_from_teacher(model, layer_map),

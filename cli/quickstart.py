@@ -22,7 +22,7 @@ from ..eval.recordings import read_corpus_recordings, read_recordings
 from ..eval.report import write_report
 from ..eval.results import build_report, write_json
 from ..eval.results_table import report_to_markdown
-from ..eval.resynthesis import evaluate_resynthesis
+from ..eval.resynthesis import WhisperTranscriber, evaluate_resynthesis
 from ..eval.runner import evaluate_models
 from ..pipeline_tinywave import SpeechContinuationPipeline
 from .correct import correct
@@ -144,8 +144,9 @@ class Quickstart:
             "kokoro_unseen_voices": read_corpus_recordings(AUDIO / "kokoro"),
             "librivox": read_recordings(AUDIO / "librivox"),
         }
+        transcribe = WhisperTranscriber(num_threads=torch.get_num_threads())
         results = {
-            name: evaluate_resynthesis(recordings, self.encoder, self.vocoder, self.decoder).to_dict()
+            name: evaluate_resynthesis(recordings, self.encoder, self.vocoder, self.decoder, transcribe).to_dict()
             for name, recordings in sets.items()
         }
         write_json(results, path)
