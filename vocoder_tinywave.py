@@ -302,3 +302,7 @@ def mel_filters(config: VocoderConfig) -> torch.FloatTensor:
         mel_scale="slaney",
     )
     return torch.from_numpy(filters).float()
+
+
+# Saving the vocoder copies this file and the siblings it imports next to the weights.
+Vocoder.register_for_auto_class("AutoModel")

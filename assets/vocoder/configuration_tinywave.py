@@ -1,0 +1,265 @@
+"""Configurations of the three TinyWave models: language model, speech encoder and vocoder.
+
+The id layout (which token ids are text, units, pitch and style) is a value of the configuration and never a constant
+in code. Every configuration writes the whole `auto_map` itself: registering a class for the Auto API records only the
+class being saved, and then `AutoModel.from_pretrained` fails on a folder saved from the causal language model.
+"""
+
+import copy
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlamaConfig, PreTrainedConfig
+
+_PUBLISHED = {"rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}}
+_EXPRESSIVE = {
+    **_PUBLISHED,
+    "vocab_size": 32768,
+    "pitch_offset": 32503,
+    "num_pitch_tokens": 64,
+    "style_offset": 32567,
+    "num_style_tokens": 100,
+}
+_NANO = {
+    "vocab_size": 1024,
+    "text_vocab_size": 510,
+    "text_offset": 4,
+    "text_marker_id": 510,
+    "speech_marker_id": 511,
+    "unit_offset": 512,
+    "num_units": 500,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "max_position_embeddings": 2048,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+# The published sizes and ids are the defaults of `TinyWaveConfig` (arXiv 2506.23670, arXiv 2402.05755). The rotary
+# base is not, because a Llama folder that does not name one means Llama's own default.
+PRESETS: dict[str, dict[str, Any]] = {
+    "speech-base-2b": _PUBLISHED,
+    "speech-expressive-2b": _EXPRESSIVE,
+    "interleaved-expressive-2b": _EXPRESSIVE,
+    "spirit-lm-7b": {**_PUBLISHED, "num_hidden_layers": 32},
+    "nano-teacher": {**_NANO, "num_hidden_layers": 11},
+    "nano-student": {**_NANO, "num_hidden_layers": 3},
+}
+
+
+@strict
+class TinyWaveConfig(LlamaConfig):
+    """Configuration of the TinyWave language model: Llama, plus the layout of the token ids.
+
+    `model_type` stays "llama" and the saved `architectures` ["LlamaForCausalLM"], so that a saved folder also loads as
+    plain Llama wherever remote code is not trusted. The default sizes and ids are those of the published
+    `speech-base-2b`; make a family member with [`~TinyWaveConfig.from_preset`].
+
+    Args (in addition to those of `LlamaConfig`):
+        text_vocab_size (`int`, default 32000): number of ids of the text tokenizer, specials included.
+        text_offset (`int`, default 3): first id of ordinary text; the special ids of the text tokenizer stand before.
+        text_marker_id (`int`, default 32000): id of `[Text]`.
+        speech_marker_id (`int`, default 32001): id of `[Speech]`.
+        unit_offset (`int`, default 32002): id of `[Hu0]`.
+        num_units (`int`, default 501): number of phonetic units; ids `unit_offset .. unit_offset + num_units - 1`.
+        pitch_offset (`int`, default -1): id of `[Pi0]`; -1 when the model has no pitch stream.
+        num_pitch_tokens (`int`, default 0): number of pitch tokens; 0 when the model has no pitch stream.
+        style_offset (`int`, default -1): id of `[St0]`; -1 when the model has no style stream.
+        num_style_tokens (`int`, default 0): number of style tokens; 0 when the model has no style stream.
+        unit_rate (`float`, default 25.0): units per second (Hz) before repeats are dropped.
+        pad_token_id (`int`, default 0): a valid id; None or a negative id in an older folder is read as 0.
+
+    Ids that belong to no stream are filler: they exist in the embedding and are never generated.
+
+    Raises `StrictDataclassClassValidationError` when two streams share an id or a stream leaves the vocabulary.
+    """
+
+    vocab_size: int = 32512
+    num_hidden_layers: int = 10
+    max_position_embeddings: int = 4096
+    rms_norm_eps: float = 1e-5
+    pad_token_id: int | None = 0
+    text_vocab_size: int = 32000
+    text_offset: int = 3
+    text_marker_id: int = 32000
+    speech_marker_id: int = 32001
+    unit_offset: int = 32002
+    num_units: int = 501
+    pitch_offset: int = -1
+    num_pitch_tokens: int = 0
+    style_offset: int = -1
+    num_style_tokens: int = 0
+    unit_rate: float = 25.0
+
+    def __post_init__(self, **kwargs):
+        # The published SPIRIT-LM folders carry -1, which no batch can be padded with.
+        if self.pad_token_id is None or self.pad_token_id < 0:
+            self.pad_token_id = 0
+        super().__post_init__(**kwargs)
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Every id that ends a sequence; the first is the one that is written."""
+        return [self.eos_token_id] if isinstance(self.eos_token_id, int) else list(self.eos_token_id)
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "TinyWaveConfig":
+        """Return the configuration of a family member: a key of `PRESETS`, with fields replaced by `overrides`.
+
+        Raises `ValueError` for an unknown name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+        return cls(**copy.deepcopy({**PRESETS[name], **overrides}))
+
+    def stream_ranges(self) -> dict[str, range]:
+        """Return the ids of each stream the model has: "text", "unit", and "pitch" and "style" where present.
+
+        Special ids, markers and filler belong to no stream.
+        """
+        ranges = {
+            "text": range(self.text_offset, self.text_vocab_size),
+            "unit": range(self.unit_offset, self.unit_offset + self.num_units),
+        }
+        if self.num_pitch_tokens:
+            ranges["pitch"] = range(self.pitch_offset, self.pitch_offset + self.num_pitch_tokens)
+        if self.num_style_tokens:
+            ranges["style"] = range(self.style_offset, self.style_offset + self.num_style_tokens)
+        return ranges
+
+    def validate_id_layout(self):
+        """Part of the `@strict` validation: every stream lies inside the vocabulary and no id has two meanings."""
+        if self.num_units < 1:
+            raise ValueError(f"num_units is {self.num_units}; a speech language model needs at least one unit")
+        if self.unit_rate <= 0:
+            raise ValueError(f"unit_rate is {self.unit_rate} Hz; it must be positive")
+        if self.bos_token_id is None or not self.eos_token_id and self.eos_token_id != 0:
+            raise ValueError(
+                "bos_token_id and eos_token_id must be set: every sequence begins with BOS and ends with EOS"
+            )
+        for index in (self.pad_token_id, self.bos_token_id, *self.eos_token_ids):
+            if not 0 <= index < self.vocab_size:
+                raise ValueError(f"special id {index} is outside the vocabulary 0..{self.vocab_size - 1}")
+        owned = {
+            "special text ids": range(0, self.text_offset),
+            "[Text]": range(self.text_marker_id, self.text_marker_id + 1),
+            "[Speech]": range(self.speech_marker_id, self.speech_marker_id + 1),
+            **self.stream_ranges(),
+        }
+        previous_name, previous = "", range(0)
+        for name, ids in sorted(owned.items(), key=lambda item: (item[1].start, item[1].stop)):
+            if ids.start < 0 or ids.stop > self.vocab_size:
+                raise ValueError(
+                    f"the ids of {name} are {ids.start}..{ids.stop - 1}; they must lie inside the vocabulary "
+                    f"0..{self.vocab_size - 1}"
+                )
+            if ids.start < previous.stop:
+                raise ValueError(
+                    f"the ids of {previous_name} ({previous.start}..{previous.stop - 1}) and of {name} "
+                    f"({ids.start}..{ids.stop - 1}) overlap; give each stream its own range"
+                )
+            previous_name, previous = name, ids
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary, always with the plain Llama architecture and the whole `auto_map`."""
+        output = super().to_dict()
+        output["architectures"] = ["LlamaForCausalLM"]
+        output["auto_map"] = {
+            "AutoConfig": "configuration_tinywave.TinyWaveConfig",
+            "AutoModel": "modeling_tinywave.TinyWaveModel",
+            "AutoModelForCausalLM": "modeling_tinywave.TinyWaveForCausalLM",
+        }
+        return output
+
+
+@strict
+class SpeechEncoderConfig(PreTrainedConfig):
+    """Configuration of the speech encoder: a transformer backbone, a layer of it, and a quantizer of that layer.
+
+    Args:
+        backbone_config (`dict`, *optional*): the backbone's own configuration, with its `model_type` ("whisper").
+        layer (`int`, default 4): 1-based transformer layer whose output is quantized.
+        pooling (`int`, default 2): backbone frames averaged into one unit.
+        num_units (`int`, default 500): number of centroids.
+        sampling_rate (`int`, default 16000): of the input waveform, in Hz.
+        backbone_frame_rate (`float`, default 50.0): output frames of the backbone per second (Hz).
+    """
+
+    model_type = "tinywave_speech_encoder"
+
+    backbone_config: dict | None = None
+    layer: int = 4
+    pooling: int = 2
+    num_units: int = 500
+    sampling_rate: int = 16000
+    backbone_frame_rate: float = 50.0
+
+    def validate_sizes(self):
+        """Part of the `@strict` validation: sizes that would make the first batch fail are refused here."""
+        for name in ("layer", "pooling", "num_units", "sampling_rate", "backbone_frame_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+
+    @property
+    def frame_rate(self) -> float:
+        """Units per second (Hz)."""
+        return self.backbone_frame_rate / self.pooling
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary, always with the whole `auto_map`."""
+        output = super().to_dict()
+        output["architectures"] = ["SpeechEncoder"]
+        output["auto_map"] = {
+            "AutoConfig": "configuration_tinywave.SpeechEncoderConfig",
+            "AutoModel": "speech_encoder_tinywave.SpeechEncoder",
+        }
+        return output
+
+
+@strict
+class VocoderConfig(PreTrainedConfig):
+    """Configuration of the vocoder, which predicts a neural decoder's inputs from speech units.
+
+    Args:
+        num_units (`int`, default 500): number of phonetic units.
+        unit_rate (`float`, default 25.0): units per second (Hz) before repeats are dropped.
+        hidden_size (`int`, default 224): channels of the unit network.
+        num_layers (`int`, default 6): convolution layers.
+        kernel_size (`int`, default 7): of each convolution, in frames; odd.
+        decoder_channels (`int`, default 128): channels of the decoder's input features.
+        decoder_frame_rate (`float`, default 40.0): decoder frames per second (Hz).
+        num_mel_bins (`int`, default 80): bins of the predicted log-mel spectrogram.
+        sampling_rate (`int`, default 24000): of the output waveform, in Hz.
+        duration_hidden_size (`int`, default 128): channels of the duration predictor.
+    """
+
+    model_type = "tinywave_vocoder"
+
+    num_units: int = 500
+    unit_rate: float = 25.0
+    hidden_size: int = 224
+    num_layers: int = 6
+    kernel_size: int = 7
+    decoder_channels: int = 128
+    decoder_frame_rate: float = 40.0
+    num_mel_bins: int = 80
+    sampling_rate: int = 24000
+    duration_hidden_size: int = 128
+
+    def validate_sizes(self):
+        """Part of the `@strict` validation: sizes that would make the first batch fail are refused here."""
+        for name in self.__class__.__annotations__:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is {self.kernel_size}; it must be odd, so that frames stay in place")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary, always with the whole `auto_map`."""
+        output = super().to_dict()
+        output["architectures"] = ["Vocoder"]
+        output["auto_map"] = {
+            "AutoConfig": "configuration_tinywave.VocoderConfig",
+            "AutoModel": "vocoder_tinywave.Vocoder",
+        }
+        return output
