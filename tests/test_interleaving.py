@@ -37,7 +37,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def tokenizer(config):
-    texts = [f"{first}{second} {third}" for first in "abcdefgh" for second in "ijklmnop" for third in WORDS]
+    texts = [f"{first}{second}{third} word1" for first in "abcdefgh" for second in "ijklmnop" for third in "qrstuvw"]
     return build_tokenizer(config, train_text_tokenizer(texts, config))
 
 
