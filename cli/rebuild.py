@@ -26,15 +26,15 @@ def run(arguments) -> int:
             "train", "nano/interleaved_teacher", "--units", units, "--init-from", folder / "teacher",
             "--output-dir", folder / "interleaved_teacher",
         ],
-        ["train-vocoder", "nano/vocoder", "--speech-encoder", encoder, "--output-dir", folder / "vocoder"],
         ["build-suites", "nano/suites", "--speech-encoder", encoder, "--output-dir", folder / "suites"],
+        ["train-vocoder", "nano/vocoder", "--speech-encoder", encoder, "--output-dir", folder / "vocoder"],
     ]  # fmt: skip
     for step in steps:
         words = [str(word) for word in step]
         print(f"\ntinywave {' '.join(words)}", flush=True)
         if exit_code := command_line.main(words):
             return exit_code
-    model, processor = load_language_model(folder / "teacher")
+    model, processor = load_language_model(folder / "interleaved_teacher")
     save_in_bfloat16(model, folder / "shipped_teacher")
     processor.save_pretrained(folder / "shipped_teacher")
     return 0

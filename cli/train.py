@@ -46,6 +46,8 @@ def run(arguments) -> int:
 def make_dataset(
     recipe: dict, documents: list[AlignedDocument], config: TinyWaveConfig, tokenizer: PreTrainedTokenizerFast
 ) -> InterleavedDataset:
-    """The data set of a training recipe: its `mixture`, `max_length` and `seed` on these documents."""
-    mixture = MIXTURES[recipe["mixture"]]
+    """The data set of a training recipe: its `mixture` (a name or weights of patterns), `max_length` and `seed`."""
+    mixture = recipe["mixture"]
+    if not isinstance(mixture, dict):
+        mixture = MIXTURES[mixture]
     return InterleavedDataset(documents, config, tokenizer, mixture, recipe["max_length"], recipe["seed"])
