@@ -15,7 +15,11 @@ UPLOADED = {
     "generation_tinywave": 1,
     "modeling_tinywave": 1,
     "speech_encoder_tinywave": 1,
+    "pitch_encoder_tinywave": 1,
+    "style_encoder_tinywave": 1,
     "vocoder_tinywave": 1,
+    "hifigan_tinywave": 1,
+    "codec_tinywave": 1,
     "processing_tinywave": 1,
     "pipeline_tinywave": 1,
 }
