@@ -57,13 +57,20 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output (`tinywave encode x.wav | head`) went away; nothing is wrong on this side.
         discard_output()
         return EXIT_BROKEN_PIPE
-    except (ValueError, OSError, ModuleNotFoundError, KeyboardInterrupt) as error:
+    except expected_errors() as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             discard_output()
         if debug:
             traceback.print_exc()
         print(f"tinywave: {describe_error(error)}", file=sys.stderr)
         return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_FAILED
+
+
+def expected_errors() -> tuple[type[BaseException], ...]:
+    """What bad input, a full machine or Ctrl-C raise; asked for only when something was raised."""
+    from huggingface_hub.errors import StrictDataclassError  # an impossible configuration
+
+    return ValueError, OSError, ModuleNotFoundError, KeyboardInterrupt, StrictDataclassError
 
 
 def build_parser(argv: list[str]) -> argparse.ArgumentParser:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,6 +30,7 @@ from . import hibari_voice
 from .audio_io import waveform_to_flac_bytes
 from .kokoro_voice import TEST_VOICES, TRAIN_VOICES, KokoroVoice
 from .pronunciation import TimedLabel, hibari_assets
+from .worker_processes import follow_parent
 
 SAMPLING_RATE = 16_000
 SPLITS = ("train", "validation", "test")
@@ -151,18 +151,13 @@ def _row_maker(num_processes: int):
         yield functools.partial(map, _make_row)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=follow_parent)
     try:
         yield functools.partial(pool.map, _make_row, chunksize=4)
     except BrokenProcessPool as error:
         raise CorpusError("A worker process died, often for lack of memory; run again to resume.") from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _ignore_interrupts() -> None:
-    # Ctrl-C reaches every process of the terminal; only the parent answers it, by cancelling what is left.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @functools.cache

@@ -6,9 +6,7 @@ thread each, which is faster on a CPU than one process of many threads.
 
 import multiprocessing
 import os
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -28,6 +26,7 @@ from ..configuration_tinywave import SpeechEncoderConfig
 from ..speech_encoder_tinywave import QUANTIZER_FILE, CentroidQuantizer, SpeechEncoder
 from .audio_io import load_audio
 from .whisper_weights import WHISPER_BASE_CONFIG, load_whisper_encoder
+from .worker_processes import follow_parent
 
 _ROWS_PER_READ = 16
 
@@ -361,19 +360,12 @@ _worker: dict[str, Any] = {}
 
 def _start_worker(folder: str, stop) -> None:
     """Runs once in each worker process; Ctrl-C reaches it through the event that the parent sets."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    follow_parent()
     torch.set_num_threads(1)
     # Its bars would be written across the one of the parent.
     disable_progress_bar()
     _worker["encoder"] = SpeechEncoder.from_pretrained(folder).eval()
     _worker["stop"] = stop
-
-
-def _exit_with_parent() -> None:
-    """Wait for a killed parent, which can no longer set the event, and leave with it."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _run_in_worker(job: Callable) -> Any:

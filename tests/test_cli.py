@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,6 +78,16 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
     errors = capsys.readouterr().err
     assert "Traceback" in errors
     assert errors.splitlines()[-1].startswith("tinywave: ")
+
+
+def test_an_impossible_configuration_is_one_line(recording, language_model, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(language_model, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"num_units": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert command_line.main(["generate", str(recording), str(tmp_path / "out.wav"), "--model", str(folder)]) == 2
+    message = capsys.readouterr().err
+    assert "num_units is 0" in message and message.count("\n") == 1
 
 
 def test_a_full_disk_says_what_to_do():
