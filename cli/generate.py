@@ -3,9 +3,10 @@
 import numpy as np
 from transformers.trainer_utils import set_seed
 
+from ..codec_tinywave import SpeechCodec
 from ..data.audio_io import load_audio, write_audio
 from ..data.unit_extraction import load_speech_encoder
-from ..pipeline_tinywave import SpeechContinuationPipeline
+from ..pipeline_tinywave import TinyWavePipeline
 from .loading import load_language_model, load_vocoder, neural_decoder
 from .shipped import SPEECH_ENCODER, TEACHER, VOCODER
 
@@ -29,21 +30,19 @@ def run(arguments) -> int:
     sampling = sampling_options(arguments.temperature, arguments.top_k, arguments.max_new_tokens)
     waveform = load_audio(arguments.prompt)
     model, processor = load_language_model(arguments.model)
-    pipeline = SpeechContinuationPipeline(
-        model,
-        processor,
+    codec = SpeechCodec(
         load_speech_encoder(arguments.speech_encoder),
         load_vocoder(arguments.vocoder),
         neural_decoder(arguments.griffin_lim),
     )
     set_seed(arguments.seed)
-    continuation = pipeline(waveform, **sampling)
-    spoken = continuation.waveform.numpy()
-    if arguments.with_prompt:
-        spoken = np.concatenate([load_audio(arguments.prompt, continuation.sampling_rate), spoken])
-    if len(spoken) == 0:
+    segments = TinyWavePipeline(model, processor, codec)([("speech", waveform)], **sampling)
+    if not segments:
         raise ValueError(f"the model ends right after {arguments.prompt}; try another --seed or a shorter prompt")
-    write_audio(arguments.output, spoken, continuation.sampling_rate)
+    spoken = segments[0].waveform.numpy()
+    if arguments.with_prompt:
+        spoken = np.concatenate([load_audio(arguments.prompt, codec.output_sampling_rate), spoken])
+    write_audio(arguments.output, spoken, codec.output_sampling_rate)
     print(arguments.output)
     return 0
 

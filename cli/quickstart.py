@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from ..codec_tinywave import SpeechCodec
 from ..data.audio_io import load_audio, write_audio
 from ..data.corpus import SAMPLING_RATE, iterate_corpus, prepare_corpus, verify_splits
 from ..data.interleaving import read_documents
@@ -24,7 +25,7 @@ from ..eval.results import build_report, write_json
 from ..eval.results_table import report_to_markdown
 from ..eval.resynthesis import WhisperTranscriber, evaluate_resynthesis
 from ..eval.runner import evaluate_models
-from ..pipeline_tinywave import SpeechContinuationPipeline
+from ..pipeline_tinywave import TinyWavePipeline
 from .correct import correct
 from .distill import WITHOUT_TEACHER, distill
 from .loading import load_language_model, load_vocoder, neural_decoder
@@ -175,11 +176,11 @@ class Quickstart:
         card = {"title": f"Story {number}", "text": " ".join(row["text"].split()[:num_words])}
         card["prompt"] = self._write_sample(f"{number}_prompt", prompt, SAMPLING_RATE)
         for name, (model, processor) in self.models_and_processors.items():
-            pipeline = SpeechContinuationPipeline(model, processor, self.encoder, self.vocoder, self.decoder)
+            pipeline = TinyWavePipeline(model, processor, SpeechCodec(self.encoder, self.vocoder, self.decoder))
             torch.manual_seed(self.recipe["seed"])
             start = time.perf_counter()
-            continuation = pipeline(prompt, **self.recipe["generation"])
-            speed[name][0] += len(continuation.units)
+            (continuation,) = pipeline([("speech", prompt)], **self.recipe["generation"])
+            speed[name][0] += len(continuation.streams)
             speed[name][1] += time.perf_counter() - start
             waveform = continuation.waveform.numpy()
             card[name] = self._write_sample(f"{number}_{name}", waveform, continuation.sampling_rate)

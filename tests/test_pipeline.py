@@ -1,4 +1,4 @@
-"""Speech continuation with tiny real models on real speech."""
+"""Text and speech continued by tiny real models, on real speech."""
 
 from pathlib import Path
 
@@ -7,13 +7,14 @@ import pytest
 import soxr
 import torch
 
+from tinywave.codec_tinywave import SpeechCodec
 from tinywave.configuration_tinywave import SpeechEncoderConfig, TinyWaveConfig, VocoderConfig
 from tinywave.data.hibari_voice import HibariVoice
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
-from tinywave.pipeline_tinywave import SpeechContinuationPipeline
+from tinywave.pipeline_tinywave import TinyWavePipeline
 from tinywave.processing_tinywave import TinyWaveProcessor
 from tinywave.speech_encoder_tinywave import SpeechEncoder
-from tinywave.tokenization_tinywave import build_tokenizer, train_text_tokenizer
+from tinywave.tokenization_tinywave import build_tokenizer, deduplicate, train_text_tokenizer
 from tinywave.vocoder_tinywave import Vocoder
 
 NUM_UNITS = 500
@@ -47,55 +48,96 @@ def _decoder(features, f0, energy):
     return np.repeat(features[:, 0], 600)
 
 
-def test_only_the_new_part_comes_back_cut_at_the_prompt_units(parts, speech):
-    pipeline = SpeechContinuationPipeline(**parts, decoder=_decoder)
-    result = pipeline(speech, max_new_tokens=12, min_new_tokens=12, do_sample=False)
-    assert len(result.units) == len(result.durations) == 12
-    assert result.prompt_durations.sum() == len(speech) // 640
+@pytest.fixture
+def pipeline(parts) -> TinyWavePipeline:
+    codec = SpeechCodec(parts["speech_encoder"], parts["vocoder"], _decoder)
+    return TinyWavePipeline(parts["model"], parts["processor"], codec)
+
+
+def test_only_the_new_part_comes_back_cut_at_the_prompt_units(parts, pipeline, speech):
+    (result,) = pipeline([("speech", speech)], max_new_tokens=12, min_new_tokens=12, do_sample=False)
+    assert result.modality == "speech" and len(result.streams) == len(result.durations) == 12
+    prompt = parts["speech_encoder"].encode([speech])[0]
+    raw = torch.cat([prompt, torch.from_numpy(result.streams.units.repeat(result.durations))])
     assert result.waveform.shape == (960 * int(result.durations.sum()),)
-    raw = torch.cat(
-        [
-            torch.repeat_interleave(result.prompt_units, result.prompt_durations),
-            torch.repeat_interleave(result.units, result.durations),
-        ]
-    )
+    assert (result.start, result.end) == (0.0, len(result.waveform) / 24_000)
     with torch.no_grad():
         frames = parts["vocoder"](raw[None]).features[0, :, 0]
     # Sample i of the new part stands `i` samples after the prompt's last unit, in the frame that covers it.
-    first = 960 * int(result.prompt_durations.sum())
+    first = 960 * len(prompt)
     num_decoded = min(len(result.waveform), 600 * len(frames) - first)
     expected = frames[(first + torch.arange(num_decoded)) // 600]
     torch.testing.assert_close(result.waveform[:num_decoded], expected, rtol=1e-3, atol=1e-5)
 
 
-def test_new_units_are_the_greedy_choice_of_the_model(parts, speech):
-    pipeline = SpeechContinuationPipeline(**parts, decoder=_decoder)
-    result = pipeline(speech, max_new_tokens=1, min_new_tokens=1, do_sample=False)
+def test_new_units_are_the_greedy_choice_of_the_model(parts, pipeline, speech):
+    (result,) = pipeline([("speech", speech)], max_new_tokens=1, min_new_tokens=1, do_sample=False)
     config = parts["model"].config
-    ids = [config.bos_token_id, config.speech_marker_id, *(result.prompt_units + config.unit_offset).tolist()]
+    prompt = deduplicate(parts["speech_encoder"].encode([speech])[0])[0] + config.unit_offset
     with torch.no_grad():
-        logits = parts["model"](torch.tensor([ids])).logits[0, -1]
+        logits = parts["model"](torch.tensor([[config.bos_token_id, config.speech_marker_id, *prompt]])).logits[0, -1]
     choices = logits[config.unit_offset : config.unit_offset + NUM_UNITS]
-    assert result.units.tolist() == [int(choices.argmax())]
+    assert result.streams.units.tolist() == [int(choices.argmax())]
+
+
+def test_a_batch_says_what_each_conversation_says_alone(pipeline, speech):
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    conversations = [[("speech", speech)], [("text", "A dog"), ("speech", speech[:16_000])], [("text", "Say it.")]]
+    together = pipeline(conversations, **options)
+    for conversation, (result,) in zip(conversations, together, strict=True):
+        (alone,) = pipeline(conversation, **options)
+        assert alone.streams == result.streams
+        torch.testing.assert_close(alone.waveform, result.waveform, rtol=1e-4, atol=1e-5)
+
+
+def test_text_is_answered_in_text(parts, pipeline, speech):
+    (result,) = pipeline([("speech", speech)], output_modality="text", max_new_tokens=6, do_sample=False)
+    assert result.modality == "text" and result.waveform is None and result.start == result.end == 0.0
+    inputs = parts["processor"]([("speech", parts["speech_encoder"].encode([speech])[0])], output_modality="text")
+    ids = parts["model"].generate(**inputs, output_modality="text", max_new_tokens=6, do_sample=False)
+    assert [("text", result.text)] == parts["processor"].ids_to_segments(ids[0, inputs["input_ids"].shape[1] :])
+
+
+def test_free_output_is_timed_segment_by_segment(parts, pipeline):
+    torch.manual_seed(2)
+    config = parts["model"].config
+    # Markers are two ids of a thousand to a model that has learnt nothing.
+    options = {"sequence_bias": {(config.text_marker_id,): 4.0, (config.speech_marker_id,): 4.0}, "do_sample": True}
+    results = pipeline([("text", "A dog")], output_modality="free", max_new_tokens=60, **options)
+    assert {segment.modality for segment in results} == {"text", "speech"}
+    seconds = 0.0
+    for segment in results:
+        length = 0 if segment.modality == "text" else len(segment.waveform)
+        assert segment.start == pytest.approx(seconds)
+        assert segment.end == pytest.approx(seconds + length / 24_000)
+        seconds = segment.end
 
 
 def test_sampling_is_repeatable_and_speaks_without_a_decoder(parts, speech):
-    pipeline = SpeechContinuationPipeline(**parts)
+    codec = SpeechCodec(parts["speech_encoder"], parts["vocoder"])
+    pipeline = TinyWavePipeline(parts["model"], parts["processor"], codec)
     results = []
     for _ in range(2):
         torch.manual_seed(4)
-        results.append(pipeline(speech, max_new_tokens=5, min_new_tokens=5, do_sample=True))
-    assert results[0].units.tolist() == results[1].units.tolist()
+        results += pipeline([("speech", speech)], max_new_tokens=5, min_new_tokens=5, do_sample=True)
+    assert results[0].streams == results[1].streams
     assert len(results[0].waveform) == 960 * int(results[0].durations.sum())
     assert results[0].sampling_rate == 24_000
 
 
-def test_prompt_at_another_rate_is_refused(parts, speech):
+def test_bad_prompts_are_refused(pipeline, speech):
     with pytest.raises(ValueError, match="24000 Hz; expected 16000 Hz"):
-        SpeechContinuationPipeline(**parts)(speech, sampling_rate=24_000)
+        pipeline([("speech", speech)], sampling_rate=24_000)
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        pipeline([])
+    with pytest.raises(ValueError, match="lasts 50 ms"):
+        pipeline([("speech", speech[:800])])
 
 
 def test_parts_made_for_other_units_are_refused(parts):
     vocoder = Vocoder(VocoderConfig(num_units=100, hidden_size=16, duration_hidden_size=16))
     with pytest.raises(ValueError, match="100 in the vocoder"):
-        SpeechContinuationPipeline(**{**parts, "vocoder": vocoder})
+        SpeechCodec(parts["speech_encoder"], vocoder)
+    expressive = TinyWaveForCausalLM(TinyWaveConfig.from_preset("nano-expressive-student", num_hidden_layers=1))
+    with pytest.raises(ValueError, match=r"codec of \['unit'\] and a language model of \['pitch', 'style', 'unit'\]"):
+        TinyWavePipeline(expressive, parts["processor"], SpeechCodec(parts["speech_encoder"], parts["vocoder"]))
