@@ -1,4 +1,4 @@
-"""Configurations of the three TinyWave models: language model, speech encoder and vocoder.
+"""Configurations of the TinyWave models: language model, speech, pitch and style encoder, and vocoder.
 
 The id layout (which token ids are text, units, pitch and style) is a value of the configuration and never a constant
 in code. Every configuration writes the whole `auto_map` itself: registering a class for the Auto API records only the
@@ -35,6 +35,15 @@ _NANO = {
     "max_position_embeddings": 2048,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }
+# Pitch and style follow the units; 1088 is the next multiple of 64 after the 1081 ids in use.
+_NANO_EXPRESSIVE = {
+    **_NANO,
+    "vocab_size": 1088,
+    "pitch_offset": 1012,
+    "num_pitch_tokens": 64,
+    "style_offset": 1076,
+    "num_style_tokens": 5,
+}
 # The published sizes and ids are the defaults of `TinyWaveConfig` (arXiv 2506.23670, arXiv 2402.05755). The rotary
 # base is not, because a Llama folder that does not name one means Llama's own default.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -44,6 +53,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "spirit-lm-7b": {**_PUBLISHED, "num_hidden_layers": 32},
     "nano-teacher": {**_NANO, "num_hidden_layers": 11},
     "nano-student": {**_NANO, "num_hidden_layers": 3},
+    "nano-expressive-teacher": {**_NANO_EXPRESSIVE, "num_hidden_layers": 11},
+    "nano-expressive-student": {**_NANO_EXPRESSIVE, "num_hidden_layers": 3},
 }
 
 
@@ -67,6 +78,11 @@ class TinyWaveConfig(LlamaConfig):
         style_offset (`int`, default -1): id of `[St0]`; -1 when the model has no style stream.
         num_style_tokens (`int`, default 0): number of style tokens; 0 when the model has no style stream.
         unit_rate (`float`, default 25.0): units per second (Hz) before repeats are dropped.
+        unit_clock_rate (`float`, default 24.99): clock (Hz) by which units take their place among pitch and style:
+            frame i stands at i / unit_clock_rate seconds. It is just below `unit_rate` because the published encoder
+            turns each chunk of 100 seconds into 2,499 units.
+        pitch_rate (`float`, default 12.5): pitch tokens per second (Hz) before repeats are dropped.
+        style_rate (`float`, default 1.0): style tokens per second (Hz); their repeats are kept.
         pad_token_id (`int`, default 0): a valid id; None or a negative id in an older folder is read as 0.
 
     Ids that belong to no stream are filler: they exist in the embedding and are never generated.
@@ -90,6 +106,9 @@ class TinyWaveConfig(LlamaConfig):
     style_offset: int = -1
     num_style_tokens: int = 0
     unit_rate: float = 25.0
+    unit_clock_rate: float = 24.99
+    pitch_rate: float = 12.5
+    style_rate: float = 1.0
 
     def __post_init__(self, **kwargs):
         # The published SPIRIT-LM folders carry -1, which no batch can be padded with.
@@ -131,8 +150,9 @@ class TinyWaveConfig(LlamaConfig):
         """Part of the `@strict` validation: every stream lies inside the vocabulary and no id has two meanings."""
         if self.num_units < 1:
             raise ValueError(f"num_units is {self.num_units}; a speech language model needs at least one unit")
-        if self.unit_rate <= 0:
-            raise ValueError(f"unit_rate is {self.unit_rate} Hz; it must be positive")
+        for name in ("unit_rate", "unit_clock_rate", "pitch_rate", "style_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)} Hz; it must be positive")
         if self.bos_token_id is None or not self.eos_token_id and self.eos_token_id != 0:
             raise ValueError(
                 "bos_token_id and eos_token_id must be set: every sequence begins with BOS and ends with EOS"
@@ -177,12 +197,19 @@ class SpeechEncoderConfig(PreTrainedConfig):
     """Configuration of the speech encoder: a transformer backbone, a layer of it, and a quantizer of that layer.
 
     Args:
-        backbone_config (`dict`, *optional*): the backbone's own configuration, with its `model_type` ("whisper").
+        backbone_config (`dict`, *optional*): the backbone's own configuration, with its `model_type` ("whisper" or
+            "hubert").
         layer (`int`, default 4): 1-based transformer layer whose output is quantized.
         pooling (`int`, default 2): backbone frames averaged into one unit.
-        num_units (`int`, default 500): number of centroids.
+        num_units (`int`, default 500): number of units; a linear quantizer has one output more, the blank.
         sampling_rate (`int`, default 16000): of the input waveform, in Hz.
         backbone_frame_rate (`float`, default 50.0): output frames of the backbone per second (Hz).
+        quantizer (`str`, default "centroids"): "centroids" for the nearest one, "linear" for the largest output of a
+            small network whose last output is the blank.
+        quantizer_hidden_sizes (`list[int]`, *optional*): hidden sizes of the linear quantizer; none by default. The
+            published quantizer has [702, 635].
+        attention_window (`int`, *optional*): frames that a backbone frame attends to on each side. Default: all. Only
+            with a window can speech be encoded while it is being recorded.
     """
 
     model_type = "tinywave_speech_encoder"
@@ -193,12 +220,26 @@ class SpeechEncoderConfig(PreTrainedConfig):
     num_units: int = 500
     sampling_rate: int = 16000
     backbone_frame_rate: float = 50.0
+    quantizer: str = "centroids"
+    quantizer_hidden_sizes: list[int] | None = None
+    attention_window: int | None = None
 
     def validate_sizes(self):
         """Part of the `@strict` validation: sizes that would make the first batch fail are refused here."""
         for name in ("layer", "pooling", "num_units", "sampling_rate", "backbone_frame_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.attention_window is not None and self.attention_window < 1:
+            raise ValueError(f"attention_window is {self.attention_window}; it must be positive, or None for all")
+
+    def validate_quantizer(self):
+        """Part of the `@strict` validation of the quantizer's kind and sizes."""
+        if self.quantizer not in ("centroids", "linear"):
+            raise ValueError(f"quantizer is {self.quantizer!r}; expected 'centroids' or 'linear'")
+        if self.quantizer == "centroids" and self.quantizer_hidden_sizes:
+            raise ValueError("quantizer_hidden_sizes are those of a linear quantizer; leave them out for centroids")
+        if any(size <= 0 for size in self.quantizer_hidden_sizes or ()):
+            raise ValueError(f"quantizer_hidden_sizes are {self.quantizer_hidden_sizes}; they must be positive")
 
     @property
     def frame_rate(self) -> float:
@@ -261,5 +302,114 @@ class VocoderConfig(PreTrainedConfig):
         output["auto_map"] = {
             "AutoConfig": "configuration_tinywave.VocoderConfig",
             "AutoModel": "vocoder_tinywave.Vocoder",
+        }
+        return output
+
+
+@strict
+class PitchEncoderConfig(PreTrainedConfig):
+    """Configuration of the pitch encoder, a convolutional VQ-VAE on the fundamental frequency.
+
+    The default sizes are those of the published system (arXiv 2402.05755, appendix; architecture of arXiv 2104.00355).
+
+    Args:
+        num_codes (`int`, default 64): pitch tokens.
+        hidden_size (`int`, default 32): channels of the convolutions.
+        num_stages (`int`, default 4): stages of encoder and decoder; each halves or doubles the frame rate.
+        num_residual_layers (`int`, default 4): residual layers per stage.
+        dilation_growth (`int`, default 3): the dilation of residual layer i of a stage is `dilation_growth ** i`.
+        code_size (`int`, default 128): width of a code vector.
+        sampling_rate (`int`, default 16000): of the waveform that F0 is extracted from, in Hz.
+        hop_length (`int`, default 80): samples per F0 frame.
+        f0_extractor (`str`, default "fcpe"): the extractor whose F0 the codes were learnt from, "fcpe" or "swift-f0".
+    """
+
+    model_type = "tinywave_pitch_encoder"
+
+    num_codes: int = 64
+    hidden_size: int = 32
+    num_stages: int = 4
+    num_residual_layers: int = 4
+    dilation_growth: int = 3
+    code_size: int = 128
+    sampling_rate: int = 16000
+    hop_length: int = 80
+    f0_extractor: str = "fcpe"
+
+    def validate_sizes(self):
+        """Part of the `@strict` validation: sizes that would make the first batch fail are refused here."""
+        for name in self.__class__.__annotations__:
+            if name != "f0_extractor" and getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+
+    @property
+    def f0_rate(self) -> float:
+        """F0 frames per second (Hz)."""
+        return self.sampling_rate / self.hop_length
+
+    @property
+    def frames_per_code(self) -> int:
+        """F0 frames that one pitch token covers."""
+        return 2**self.num_stages
+
+    @property
+    def code_rate(self) -> float:
+        """Pitch tokens per second (Hz)."""
+        return self.f0_rate / self.frames_per_code
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary, always with the whole `auto_map`."""
+        output = super().to_dict()
+        output["architectures"] = ["PitchEncoder"]
+        output["auto_map"] = {
+            "AutoConfig": "configuration_tinywave.PitchEncoderConfig",
+            "AutoModel": "pitch_encoder_tinywave.PitchEncoder",
+        }
+        return output
+
+
+@strict
+class StyleEncoderConfig(PreTrainedConfig):
+    """Configuration of the style encoder, a wav2vec 2.0 classifier of windows of one second.
+
+    Args:
+        backbone_config (`dict`, *optional*): the backbone's own configuration, with its `model_type` ("wav2vec2").
+        num_styles (`int`, default 100): style tokens.
+        style_names (`list[str]`, *optional*): a name for each style; the published classes have none.
+        projector_size (`int`, default 256): channels that are averaged over a window.
+        window_frames (`int`, default 50): backbone frames per style token.
+        use_weighted_layer_sum (`bool`, default False): whether the projector reads a learnt mean of all layers instead
+            of the last one.
+        normalize_level (`bool`, default True): whether each waveform is brought to mean 0 and variance 1, so that
+            loudness is no style.
+        sampling_rate (`int`, default 16000): of the input waveform, in Hz.
+    """
+
+    model_type = "tinywave_style_encoder"
+
+    backbone_config: dict | None = None
+    num_styles: int = 100
+    style_names: list[str] | None = None
+    projector_size: int = 256
+    window_frames: int = 50
+    use_weighted_layer_sum: bool = False
+    normalize_level: bool = True
+    sampling_rate: int = 16000
+
+    def validate_sizes(self):
+        """Part of the `@strict` validation: sizes that would make the first batch fail are refused here."""
+        for name in ("num_styles", "projector_size", "window_frames", "sampling_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.style_names is not None and len(set(self.style_names)) != self.num_styles:
+            raise ValueError(f"style_names is {self.style_names}; expected None or {self.num_styles} different names")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary, always with the whole `auto_map`."""
+        output = super().to_dict()
+        output["architectures"] = ["StyleEncoder"]
+        output["auto_map"] = {
+            "AutoConfig": "configuration_tinywave.StyleEncoderConfig",
+            "AutoModel": "style_encoder_tinywave.StyleEncoder",
         }
         return output

@@ -1,11 +1,10 @@
-"""Waveform -> phonetic units: the first layers of a Whisper encoder, averaged frames, nearest centroid.
+"""Waveform -> phonetic units: a layer of a speech transformer, averaged frames, and a quantizer.
 
-Whisper (Radford et al. 2022, arXiv 2212.04356) pads every window to 30 s. Its encoder also works on short windows, and
-here it runs on the speech alone: frames beyond the end of an utterance are masked everywhere, so the units of an
-utterance do not depend on what else is in the batch.
+The backbone is the beginning of Whisper or of HuBERT (`speech_backbones_tinywave.py`), the quantizer the nearest
+centroid or a small network with a blank (`speech_quantizers_tinywave.py`). The units of an utterance do not depend on
+what else is in the batch, and with a limited attention window they can be computed while it is still being spoken.
 
-Shapes: B batch, S samples, M mel frames (100 Hz), T backbone frames (50 Hz), U units (25 Hz), D backbone width,
-K number of centroids.
+Shapes: B batch, S samples, T backbone frames, U units, D backbone width, K number of units.
 """
 
 import hashlib
@@ -13,26 +12,21 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, WhisperConfig
-from transformers.audio_utils import mel_filter_bank
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_tinywave import SpeechEncoderConfig
+from .speech_backbones_tinywave import build_backbone
+from .speech_quantizers_tinywave import build_quantizer, replace_blanks
 
 QUANTIZER_FILE = "quantizer.safetensors"
 MIN_SECONDS = 0.08
-MAX_CHUNK_SECONDS = 30.0
-_WINDOW_SAMPLES = 400
-_HOP_SAMPLES = 160
-_MEL_FRAMES_PER_BACKBONE_FRAME = 2
 
 
 @dataclass
@@ -51,100 +45,35 @@ class SpeechEncoderOutput(ModelOutput):
     features: torch.FloatTensor | None = None
 
 
-class CentroidQuantizer(nn.Module):
-    """Nearest centroid, by Euclidean distance after each dimension is shifted and scaled.
+@dataclass(frozen=True)
+class AudioChunk:
+    """A piece of an utterance that is encoded at once.
 
-    Whisper's residual stream has a few dimensions of very large variance; without the scaling they alone would decide.
-
-    Args:
-        num_units (`int`): number of centroids K.
-        hidden_size (`int`): width of the features D.
-
-    Buffers, all float32: `mean` and `standard_deviation` of shape `(D,)`, `centroids` of shape `(K, D)` in the
-    normalized space. All-zero centroids mean "not fitted yet".
+    `waveform`: samples of the piece, context included. `start`, `stop`: the units of the piece that count; the ones
+    before and after are context.
     """
 
-    def __init__(self, num_units: int, hidden_size: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(hidden_size))
-        self.register_buffer("standard_deviation", torch.ones(hidden_size))
-        self.register_buffer("centroids", torch.zeros(num_units, hidden_size))
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether the centroids have been fitted or loaded."""
-        return bool(self.centroids.any())
-
-    def normalize(self, features: torch.Tensor) -> torch.Tensor:
-        """Shift and scale features of shape `(..., D)` to zero mean and unit variance per dimension."""
-        return (features.float() - self.mean) / self.standard_deviation
-
-    def forward(self, features: torch.Tensor) -> torch.LongTensor:
-        """Return the index of the nearest centroid, shape `(...)`, for features of shape `(..., D)`."""
-        similarity = self.normalize(features) @ self.centroids.T
-        # |x - c|^2 = |x|^2 - 2 x.c + |c|^2, and |x|^2 is the same for every centroid.
-        return (similarity - self.centroids.square().sum(-1) / 2).argmax(-1)
-
-
-@lru_cache
-def _mel_filters(num_mel_bins: int, sampling_rate: int) -> torch.Tensor:
-    """Return Whisper's triangular mel filters, shape `(201, num_mel_bins)`, float32."""
-    filters = mel_filter_bank(
-        num_frequency_bins=1 + _WINDOW_SAMPLES // 2,
-        num_mel_filters=num_mel_bins,
-        min_frequency=0.0,
-        max_frequency=sampling_rate / 2,
-        sampling_rate=sampling_rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    return torch.from_numpy(filters).float()
-
-
-def log_mel_spectrogram(waveforms: Sequence[torch.Tensor], num_mel_bins: int, sampling_rate: int) -> torch.Tensor:
-    """Return Whisper's log-mel features of each waveform, zero beyond its own end.
-
-    Each waveform is reflected at its own two ends before anything is padded, and is normalized by its own maximum, so
-    that the result is the same alone and in a batch.
-
-    Args:
-        waveforms: B 1-D float tensors of more than 200 samples each.
-
-    Returns:
-        `torch.FloatTensor` of shape `(B, num_mel_bins, M)` with M = longest waveform // 160 samples.
-    """
-    device = waveforms[0].device
-    half = _WINDOW_SAMPLES // 2
-    reflected = [nn.functional.pad(waveform[None], (half, half), mode="reflect")[0] for waveform in waveforms]
-    padded = nn.utils.rnn.pad_sequence(reflected, batch_first=True)
-    window = torch.hann_window(_WINDOW_SAMPLES, device=device)
-    spectrum = torch.stft(padded, _WINDOW_SAMPLES, _HOP_SAMPLES, window=window, center=False, return_complex=True)
-    # Whisper drops the last frame, which is centred on the end of the audio.
-    power = spectrum[..., :-1].abs().square().transpose(1, 2)
-    log_mel = (power @ _mel_filters(num_mel_bins, sampling_rate).to(device)).clamp(min=1e-10).log10()
-    valid = _length_mask([len(waveform) // _HOP_SAMPLES for waveform in waveforms], log_mel)[:, :, None]
-    maximum = log_mel.masked_fill(~valid, -math.inf).amax(dim=(1, 2), keepdim=True)
-    log_mel = (torch.maximum(log_mel, maximum - 8.0) + 4.0) / 4.0
-    return log_mel.masked_fill(~valid, 0.0).transpose(1, 2)
-
-
-def _length_mask(lengths: Sequence[int], frames: torch.Tensor) -> torch.BoolTensor:
-    """Return a mask of shape `(B, L)` that is True before the end of each item of `frames`, shape `(B, L, ...)`."""
-    lengths = torch.tensor(lengths, device=frames.device)
-    return torch.arange(frames.shape[1], device=frames.device) < lengths[:, None]
+    waveform: torch.Tensor
+    start: int
+    stop: int
 
 
 class SpeechEncoder(PreTrainedModel):
     """Speech -> units of 25 Hz.
 
-    One unit covers `pooling` frames of 20 ms: unit i stands for the samples `640 i .. 640 (i + 1)` at 16 kHz, and an
-    utterance of S samples has `S // 640` units. Repeats are kept. Audio longer than 30 s is cut into equal chunks and
-    the units are joined.
+    One unit covers `pooling` frames of the backbone, and unit i begins at sample `samples_per_unit * i` (640 at 16 kHz
+    and 25 Hz). An utterance of S samples has `S // 640` units with Whisper and `(S - 720) // 640 + 1` with a HuBERT of
+    25 Hz, whose convolutions do not pad. Repeats are kept. Audio longer than 30 s (Whisper) or 100 s (HuBERT) is cut
+    into equal chunks and the units are joined; with an `attention_window` the chunks overlap by what a unit can depend
+    on, so that the cuts cannot be noticed.
+
+    Silence is not an error: it has units like any sound, unless a linear quantizer finds blanks only.
 
     Args:
-        config ([`SpeechEncoderConfig`]): `backbone_config` must describe a Whisper model.
+        config ([`SpeechEncoderConfig`]): `backbone_config` must describe a Whisper or HuBERT model.
 
-    Raises `ValueError` when the backbone is not Whisper or has fewer layers than `config.layer`.
+    Raises `ValueError` when the backbone is another, has fewer layers than `config.layer`, or another frame rate than
+    `config.backbone_frame_rate`.
     """
 
     config_class = SpeechEncoderConfig
@@ -152,23 +81,18 @@ class SpeechEncoder(PreTrainedModel):
     main_input_name = "input_values"
     input_modalities = ("audio",)
     _supports_sdpa = True
-    _no_split_modules = ["WhisperEncoderLayer"]
+    _no_split_modules = ["WhisperEncoderLayer", "HubertEncoderLayer", "HubertEncoderLayerStableLayerNorm"]
 
     def __init__(self, config: SpeechEncoderConfig):
         super().__init__(config)
-        backbone_config = dict(config.backbone_config or {"model_type": "whisper"})
-        model_type = backbone_config.pop("model_type", None)
-        if model_type != "whisper":
-            raise ValueError(f"backbone_config has model_type {model_type!r}; the speech encoder supports 'whisper'")
-        backbone_config = WhisperConfig(**backbone_config)
-        if config.layer > backbone_config.encoder_layers:
-            raise ValueError(f"layer is {config.layer}, but the backbone has {backbone_config.encoder_layers} layers")
-        backbone_config.encoder_layers = config.layer
-        backbone_config._attn_implementation = config._attn_implementation
-        self.backbone = WhisperEncoder(backbone_config)
-        # The final norm belongs to the last layer of the whole encoder; the quantizer reads the raw layer output.
-        self.backbone.layer_norm = nn.Identity()
-        self.quantizer = CentroidQuantizer(config.num_units, backbone_config.d_model)
+        self.backbone = build_backbone(config)
+        frame_rate = config.sampling_rate / self.backbone.hop_samples
+        if frame_rate != config.backbone_frame_rate:
+            raise ValueError(
+                f"backbone_frame_rate is {config.backbone_frame_rate:g} Hz, but this backbone makes {frame_rate:g} "
+                "frames a second; set it to that, and pooling to the frames that make one unit"
+            )
+        self.quantizer = build_quantizer(config, self.backbone.hidden_size)
         self.post_init()
 
     @property
@@ -188,8 +112,33 @@ class SpeechEncoder(PreTrainedModel):
 
     @property
     def samples_per_unit(self) -> int:
-        """Samples of the input that one unit covers."""
-        return self.config.pooling * _MEL_FRAMES_PER_BACKBONE_FRAME * _HOP_SAMPLES
+        """Samples from the beginning of one unit to that of the next."""
+        return self.config.pooling * self.backbone.hop_samples
+
+    @property
+    def samples_per_window(self) -> int:
+        """Samples that an utterance needs for its first unit; every further one needs `samples_per_unit` more."""
+        return self.samples_per_unit - self.backbone.hop_samples + self.backbone.window_samples
+
+    @property
+    def context_seconds(self) -> float:
+        """Seconds of audio on each side of a unit that it can depend on; infinite without an `attention_window`.
+
+        A unit of a stream is therefore known this long after it was spoken, plus the chunk that is being collected.
+        """
+        context = self._context_units
+        if context is None:
+            return math.inf
+        return (context * self.samples_per_unit + self.samples_per_window) / self.sampling_rate
+
+    @property
+    def _context_units(self) -> int | None:
+        frames = self.backbone.context_frames
+        return None if frames is None else math.ceil(frames / self.config.pooling)
+
+    def num_samples_to_num_units(self, num_samples: int) -> int:
+        """Return the number of units of an utterance of `num_samples` samples."""
+        return max(0, (num_samples - self.samples_per_window) // self.samples_per_unit + 1)
 
     def forward(
         self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
@@ -213,7 +162,7 @@ class SpeechEncoder(PreTrainedModel):
             raise ValueError("attention_mask has padding before audio; pad the waveforms on the right")
         waveforms = [row[:length] for row, length in zip(input_values, mask.sum(-1).tolist(), strict=True)]
         features = self.extract_features(waveforms, batch_size=len(waveforms))
-        units = [self.features_to_units(item) for item in features]
+        units = self._units_of_utterances(features)
         return SpeechEncoderOutput(
             units=nn.utils.rnn.pad_sequence(units, batch_first=True, padding_value=-1),
             lengths=torch.tensor([len(item) for item in units], device=input_values.device),
@@ -227,15 +176,44 @@ class SpeechEncoder(PreTrainedModel):
         The units do not depend on `batch_size`. On a CPU 1 is fastest: nothing is padded and the activations stay in
         the cache.
 
-        Raises `ValueError` as [`~SpeechEncoder.forward`] does, and when the quantizer has not been fitted.
+        Raises `ValueError` as [`~SpeechEncoder.forward`] does, when the quantizer has not been fitted, and when it
+        finds nothing but blanks in a waveform.
         """
-        return [self.features_to_units(item).cpu() for item in self.extract_features(waveforms, batch_size)]
+        return [units.cpu() for units in self._units_of_utterances(self.extract_features(waveforms, batch_size))]
+
+    def stream(self, chunk_seconds: float = 1.0) -> "UnitStream":
+        """Return a [`UnitStream`], which takes one waveform piece by piece and returns its units as they are known.
+
+        Args:
+            chunk_seconds (`float`, default 1.0): new audio that is collected before the model runs. More costs less
+                computing, less costs less delay.
+
+        Raises `ValueError` when the units can depend on audio of any distance.
+        """
+        return UnitStream(self, chunk_seconds)
+
+    def _units_of_utterances(self, features: Sequence[torch.Tensor]) -> list[torch.LongTensor]:
+        """Quantize the features of each utterance; an error says which one."""
+        units = []
+        for index, item in enumerate(features):
+            try:
+                units.append(self.features_to_units(item))
+            except ValueError as error:
+                raise ValueError(f"waveform {index}: {error}") from error
+        return units
 
     def features_to_units(self, features: torch.Tensor) -> torch.LongTensor:
-        """Quantize features of shape `(..., D)` to units of shape `(...)`.
+        """Quantize features of shape `(..., U, D)`, whole utterances, to units of shape `(..., U)`.
 
-        Raises `ValueError` when the quantizer has not been fitted.
+        A blank of a linear quantizer is replaced by the unit on its left, at the beginning by the first unit.
+
+        Raises `ValueError` when the quantizer has not been fitted and when an utterance is all blank.
         """
+        units = self._quantize(features)
+        return units if self.config.quantizer == "centroids" else replace_blanks(units, self.num_units)
+
+    def _quantize(self, features: torch.Tensor) -> torch.LongTensor:
+        """Quantize features of shape `(..., D)`; blanks stay."""
         if not self.quantizer.is_fitted:
             raise ValueError("the quantizer has no centroids; fit them with fit_kmeans or load a fitted encoder")
         return self.quantizer(features)
@@ -248,15 +226,15 @@ class SpeechEncoder(PreTrainedModel):
 
         Args:
             waveforms: 1-D, mono, `sampling_rate` Hz, any lengths of at least 80 ms.
-            batch_size: chunks of at most 30 s that run together; chunks of similar length share a batch.
+            batch_size: chunks that run together; chunks of similar length share a batch.
         """
-        chunks: list[torch.Tensor] = []
+        chunks: list[AudioChunk] = []
         owners: list[int] = []
         for index, waveform in enumerate(waveforms):
             pieces = self._split_into_chunks(self._check_waveform(waveform, index))
             chunks += pieces
             owners += [index] * len(pieces)
-        order = sorted(range(len(chunks)), key=lambda position: len(chunks[position]))
+        order = sorted(range(len(chunks)), key=lambda position: len(chunks[position].waveform))
         pieces_of_waveform: list[list[torch.Tensor]] = [[] for _ in waveforms]
         features: list[torch.Tensor | None] = [None] * len(chunks)
         for start in range(0, len(order), batch_size):
@@ -269,65 +247,62 @@ class SpeechEncoder(PreTrainedModel):
 
     def _check_waveform(self, waveform: np.ndarray | torch.Tensor, index: int) -> torch.Tensor:
         """Return a float32 tensor on the model's device; refuse what has no units."""
-        waveform = torch.as_tensor(waveform).to(self.device, torch.float32)
-        if waveform.dim() != 1:
-            raise ValueError(f"waveform {index} has shape {tuple(waveform.shape)}; expected mono audio, one dimension")
-        if len(waveform) < MIN_SECONDS * self.sampling_rate:
-            raise ValueError(
-                f"waveform {index} lasts {1000 * len(waveform) / self.sampling_rate:.0f} ms; speech units need at "
-                f"least {1000 * MIN_SECONDS:.0f} ms of audio at {self.sampling_rate} Hz"
-            )
-        if not torch.isfinite(waveform).all():
-            raise ValueError(f"waveform {index} holds NaN or infinite samples; expected finite samples in [-1, 1]")
+        waveform = self._to_finite_mono(waveform, f"waveform {index}")
+        self._check_duration(len(waveform), f"waveform {index}")
         return waveform
 
-    def _split_into_chunks(self, waveform: torch.Tensor) -> list[torch.Tensor]:
-        """Cut at unit boundaries into the fewest chunks of at most 30 s, all of nearly the same length."""
-        num_units = len(waveform) // self.samples_per_unit
-        units_per_chunk = int(MAX_CHUNK_SECONDS * self.frame_rate)
+    def _to_finite_mono(self, waveform: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
+        waveform = torch.as_tensor(waveform).to(self.device, torch.float32)
+        if waveform.dim() != 1:
+            raise ValueError(f"{name} has shape {tuple(waveform.shape)}; expected mono audio, one dimension")
+        if not torch.isfinite(waveform).all():
+            raise ValueError(f"{name} holds NaN or infinite samples; expected finite samples in [-1, 1]")
+        return waveform
+
+    def _check_duration(self, num_samples: int, name: str) -> None:
+        milliseconds = 1000 / self.sampling_rate
+        minimum = max(1000 * MIN_SECONDS, self.samples_per_window * milliseconds)
+        if num_samples * milliseconds < minimum:
+            raise ValueError(
+                f"{name} lasts {num_samples * milliseconds:.0f} ms; speech units need at least {minimum:.0f} ms of "
+                f"audio at {self.sampling_rate} Hz"
+            )
+
+    def _split_into_chunks(self, waveform: torch.Tensor) -> list[AudioChunk]:
+        """Cut at unit boundaries into the fewest chunks that the backbone can take, all of nearly the same length."""
+        num_units = self.num_samples_to_num_units(len(waveform))
+        units_per_chunk = self.backbone.max_frames // self.config.pooling
         num_chunks = math.ceil(num_units / units_per_chunk)
-        edges = [num_units * chunk // num_chunks * self.samples_per_unit for chunk in range(num_chunks + 1)]
-        # An incomplete unit at the very end gets no unit of its own, but is heard as context where there is room.
-        edges[-1] = min(len(waveform), edges[-2] + units_per_chunk * self.samples_per_unit)
-        return [waveform[start:end] for start, end in zip(edges[:-1], edges[1:], strict=True)]
+        edges = [num_units * chunk // num_chunks for chunk in range(num_chunks + 1)]
+        context = self._context_units or 0
+        chunks = []
+        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+            first, last = max(0, start - context), min(num_units, stop + context)
+            # An incomplete unit at the very end gets no unit of its own, but is heard as context where there is room.
+            num_heard = max(last - first, units_per_chunk) if last == num_units else last - first
+            end = first * self.samples_per_unit + (num_heard - 1) * self.samples_per_unit + self.samples_per_window
+            chunks.append(AudioChunk(waveform[first * self.samples_per_unit : end], start - first, stop - first))
+        return chunks
 
-    def _encode_chunks(self, chunks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the averaged frames `(U, D)` of each chunk of at most 30 s, all computed in one batch."""
-        log_mel = log_mel_spectrogram(chunks, self.backbone.config.num_mel_bins, self.sampling_rate)
-        mel_lengths = [len(chunk) // _HOP_SAMPLES for chunk in chunks]
-        frames = self._backbone_frames(log_mel.to(self.backbone.conv1.weight.dtype), mel_lengths)
-        pooling = self.config.pooling
-        features = []
-        for item, chunk in zip(frames, chunks, strict=True):
-            num_units = len(chunk) // self.samples_per_unit
-            features.append(item[: num_units * pooling].unflatten(0, (num_units, pooling)).mean(1))
-        return features
+    def _encode_chunks(self, chunks: Sequence[AudioChunk]) -> list[torch.Tensor]:
+        """Return the averaged frames `(U, D)` of each chunk, without its context, all computed in one batch."""
+        frames = self.backbone.waveforms_to_frames([chunk.waveform for chunk in chunks])
+        items = zip(frames, chunks, strict=True)
+        return [self._pool(item)[chunk.start : chunk.stop] for item, chunk in items]
 
-    def _backbone_frames(self, log_mel: torch.Tensor, mel_lengths: Sequence[int]) -> torch.Tensor:
-        """Return the output of layer `config.layer`, shape `(B, T, D)`; frames beyond an item's end are arbitrary."""
-        backbone = self.backbone
-        hidden_states = nn.functional.gelu(backbone.conv1(log_mel))
-        # Alone, an utterance is followed by the zero padding of the second convolution.
-        inside = _length_mask(mel_lengths, hidden_states.transpose(1, 2))[:, None]
-        hidden_states = nn.functional.gelu(backbone.conv2(hidden_states * inside)).transpose(1, 2)
-        hidden_states = hidden_states + backbone.embed_positions.weight[: hidden_states.shape[1]]
-        lengths = [math.ceil(length / _MEL_FRAMES_PER_BACKBONE_FRAME) for length in mel_lengths]
-        attention_mask = None
-        if min(lengths) < hidden_states.shape[1]:
-            inside = _length_mask(lengths, hidden_states)[:, None, None]
-            attention_mask = torch.zeros_like(inside, dtype=hidden_states.dtype)
-            attention_mask = attention_mask.masked_fill(~inside, torch.finfo(hidden_states.dtype).min)
-            attention_mask = attention_mask.expand(-1, 1, hidden_states.shape[1], -1)
-        for layer in backbone.layers:
-            hidden_states = layer(hidden_states, attention_mask)
-        return hidden_states
+    def _pool(self, frames: torch.Tensor) -> torch.Tensor:
+        """Average every `pooling` frames: `(T, D)` -> `(T // pooling, D)`."""
+        num_units = len(frames) // self.config.pooling
+        return frames[: num_units * self.config.pooling].unflatten(0, (num_units, self.config.pooling)).mean(1)
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that change when the weights, the layer or the pooling change.
+        """Return 16 hexadecimal digits that change when the weights, the layer, the pooling or the window change.
 
         Units of two encoders can be mixed only when their fingerprints agree.
         """
         digest = hashlib.sha256(f"layer {self.config.layer} pooling {self.config.pooling}".encode())
+        if self.config.attention_window is not None:
+            digest.update(f" window {self.config.attention_window}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
@@ -357,5 +332,100 @@ class SpeechEncoder(PreTrainedModel):
             raise ValueError(f"{path} does not fit this speech encoder: {error}") from error
 
 
-# `save_pretrained` then copies this file and the configuration next to the weights.
+class UnitStream:
+    """The units of one waveform that arrives in pieces, equal to those of [`~SpeechEncoder.encode`] on the whole.
+
+    Kept between pieces: the samples that no complete frame covers yet, the convolved frames that later units can still
+    depend on, and the last unit. Made by [`~SpeechEncoder.stream`]:
+
+    ```python
+    stream = encoder.stream()
+    for piece in pieces:
+        units = stream.push(piece)  # those that nothing to come can change, possibly none
+    units = stream.finish()  # the rest
+    ```
+    """
+
+    def __init__(self, encoder: SpeechEncoder, chunk_seconds: float):
+        context = encoder._context_units
+        if context is None:
+            raise ValueError(
+                "the units of this encoder depend on the whole utterance; a stream needs a 'hubert' backbone with an "
+                "attention_window and feat_extract_norm 'layer'. Use encode on the finished recording instead"
+            )
+        if not chunk_seconds > 0:
+            raise ValueError(f"chunk_seconds is {chunk_seconds}; it must be positive")
+        self.encoder = encoder
+        self.chunk_units = max(1, round(chunk_seconds * encoder.frame_rate))
+        self.num_samples = 0
+        self._context = context * encoder.config.pooling
+        self._samples = torch.zeros(0, device=encoder.device)
+        self._convolved = torch.zeros(0, encoder.backbone.hidden_size, device=encoder.device, dtype=encoder.dtype)
+        self._num_done = 0  # frames at the beginning of `_convolved` whose units have been computed
+        self._held = torch.zeros(0, dtype=torch.long)  # blanks before the first unit
+        self._previous: int | None = None
+        self._is_finished = False
+
+    @torch.inference_mode()
+    def push(self, waveform: np.ndarray | torch.Tensor) -> torch.LongTensor:
+        """Take the next piece, 1-D of any length, and return the units that have become certain, on the CPU.
+
+        Raises `ValueError` for a piece that is not mono or not finite, and after the end.
+        """
+        if self._is_finished:
+            raise ValueError("the stream has been finished; begin a new one for the next recording")
+        waveform = self.encoder._to_finite_mono(waveform, "the piece")
+        self.num_samples += len(waveform)
+        self._samples = torch.cat([self._samples, waveform])
+        if len(self._samples) < self.chunk_units * self.encoder.samples_per_unit:
+            return torch.zeros(0, dtype=torch.long)
+        self._convolve()
+        return self._take_units(len(self._convolved) - self._context)
+
+    @torch.inference_mode()
+    def finish(self) -> torch.LongTensor:
+        """Return the units of the rest, on the CPU; the recording ends here.
+
+        Raises `ValueError` when the whole recording lasts less than 80 ms or is all blank.
+        """
+        self._is_finished = True
+        self.encoder._check_duration(self.num_samples, "the recording")
+        self._convolve()
+        units = self._take_units(len(self._convolved))
+        return replace_blanks(self._held, self.encoder.num_units) if len(self._held) else units
+
+    def _convolve(self) -> None:
+        """Turn the samples of all complete frames into convolved frames."""
+        backbone = self.encoder.backbone
+        if len(self._samples) >= backbone.window_samples:
+            convolved = backbone.waveforms_to_convolved([self._samples])[0]
+            self._convolved = torch.cat([self._convolved, convolved])
+            self._samples = self._samples[len(convolved) * backbone.hop_samples :]
+
+    def _take_units(self, num_certain: int) -> torch.LongTensor:
+        """Compute the units of the frames up to `num_certain`, and drop the frames that no later unit depends on."""
+        encoder, pooling = self.encoder, self.encoder.config.pooling
+        stop = self._num_done + max(0, num_certain - self._num_done) // pooling * pooling
+        if stop == self._num_done:
+            return torch.zeros(0, dtype=torch.long)
+        frames = encoder.backbone.convolved_to_frames([self._convolved])[0]
+        units = encoder._quantize(encoder._pool(frames[self._num_done : stop])).cpu()
+        dropped = max(0, stop - self._context) // pooling * pooling
+        self._convolved, self._num_done = self._convolved[dropped:], stop - dropped
+        return self._without_blanks(units)
+
+    def _without_blanks(self, units: torch.LongTensor) -> torch.LongTensor:
+        """Replace blanks; those before the first unit wait for it."""
+        if self.encoder.config.quantizer == "centroids":
+            return units
+        units = torch.cat([self._held, units])
+        if self._previous is None and bool((units == self.encoder.num_units).all()):
+            self._held = units
+            return units[:0]
+        units = replace_blanks(units, self.encoder.num_units, self._previous)
+        self._held, self._previous = units[:0], int(units[-1])
+        return units
+
+
+# `save_pretrained` then copies this file and the ones it imports next to the weights.
 SpeechEncoder.register_for_auto_class("AutoModel")

@@ -23,7 +23,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.logging import disable_progress_bar
 
 from ..configuration_tinywave import SpeechEncoderConfig
-from ..speech_encoder_tinywave import QUANTIZER_FILE, CentroidQuantizer, SpeechEncoder
+from ..speech_encoder_tinywave import QUANTIZER_FILE, SpeechEncoder
+from ..speech_quantizers_tinywave import CentroidQuantizer
 from .audio_io import load_audio
 from .whisper_weights import WHISPER_BASE_CONFIG, load_whisper_encoder
 from .worker_processes import follow_parent
@@ -144,7 +145,7 @@ def _sample_rows(
         table = _read_columns(path, ["split", "num_samples"])
         for number, row in enumerate(table.to_pylist()):
             if row["split"] == split:
-                candidates.append((path, number, row["num_samples"] // encoder.samples_per_unit))
+                candidates.append((path, number, encoder.num_samples_to_num_units(row["num_samples"])))
     if not candidates:
         raise ShardError(f"no row of the split {split!r} in {shards[0].parent}; prepare the corpus with that split")
     chosen: dict[Path, set[int]] = {}

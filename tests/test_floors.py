@@ -14,6 +14,8 @@ UPLOADED = {
     "tokenization_tinywave": 0,
     "generation_tinywave": 1,
     "modeling_tinywave": 1,
+    "speech_backbones_tinywave": 1,
+    "speech_quantizers_tinywave": 1,
     "speech_encoder_tinywave": 1,
     "pitch_encoder_tinywave": 1,
     "style_encoder_tinywave": 1,
