@@ -13,6 +13,7 @@ _MODULE_OF_NAME = {
     "VocoderConfig": "configuration_tinywave",
     "TinyWaveModel": "modeling_tinywave",
     "TinyWaveForCausalLM": "modeling_tinywave",
+    "SpeechStreams": "tokenization_tinywave",
     "TinyWaveProcessor": "processing_tinywave",
     "SpeechEncoder": "speech_encoder_tinywave",
     "Vocoder": "vocoder_tinywave",

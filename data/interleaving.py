@@ -18,7 +18,7 @@ from pyarrow.dataset import dataset
 from transformers import PreTrainedTokenizerFast
 
 from ..configuration_tinywave import TinyWaveConfig
-from ..tokenization_tinywave import Segment, segments_to_ids
+from ..tokenization_tinywave import Segment, SpeechStreams, segments_to_ids
 from .unit_extraction import ShardError
 
 PATTERNS = {
@@ -38,13 +38,18 @@ class AlignedDocument:
     """A spoken document with the start of every word.
 
     `units`: raw units, one a frame, repeats kept. `words`: as written, punctuation included. `word_starts`: seconds.
-    `unit_rate`: frames per second (Hz). Raises `ValueError` where words and starts differ in number.
+    `unit_rate`: frames per second (Hz). `pitch`, `style`: None, or one value a frame at `pitch_rate` and `style_rate`
+    (Hz), repeats kept. Raises `ValueError` where words and starts differ in number.
     """
 
     units: Sequence[int]
     words: Sequence[str]
     word_starts: Sequence[float]
     unit_rate: float = 25.0
+    pitch: Sequence[int] | None = None
+    style: Sequence[int] | None = None
+    pitch_rate: float = 12.5
+    style_rate: float = 1.0
 
     def __post_init__(self):
         if len(self.words) != len(self.word_starts):
@@ -55,8 +60,9 @@ class AlignedDocument:
 
     @classmethod
     def from_row(cls, row: Mapping, unit_rate: float = 25.0) -> "AlignedDocument":
-        """Reads a row of the unit shards (`units`, `text`, `words`)."""
-        return cls(row["units"], row["text"].split(), [word["start"] for word in row["words"]], unit_rate)
+        """Reads a row of the unit shards (`units`, `text`, `words`, and `pitch` and `style` where present)."""
+        starts = [word["start"] for word in row["words"]]
+        return cls(row["units"], row["text"].split(), starts, unit_rate, row.get("pitch"), row.get("style"))
 
     def boundary_frame(self, word: int) -> int:
         """Unit frame at which word number `word` starts; 0 before the first word, the end after the last."""
@@ -67,25 +73,49 @@ class AlignedDocument:
         return min(len(self.units), round(self.word_starts[word] * self.unit_rate))
 
     def segment(self, modality: str, start_word: int, stop_word: int) -> Segment:
-        """Words `start_word` to `stop_word` (exclusive) as a ("speech", units) or ("text", str) segment."""
+        """Words `start_word` to `stop_word` (exclusive) as a ("text", str) or ("speech", content) segment.
+
+        The content is units, or [`SpeechStreams`] where the document has pitch or style.
+        """
         if modality == "text":
             return "text", " ".join(self.words[start_word:stop_word])
-        return "speech", self.units[self.boundary_frame(start_word) : self.boundary_frame(stop_word)]
+        start, stop = self.boundary_frame(start_word), self.boundary_frame(stop_word)
+        units = self.units[start:stop]
+        if self.pitch is None and self.style is None:
+            return "speech", units
+        pitch = self._cut(self.pitch, self.pitch_rate, start, stop)
+        return "speech", SpeechStreams(units, pitch, self._cut(self.style, self.style_rate, start, stop))
+
+    def _cut(self, values: Sequence[int] | None, rate: float, start: int, stop: int) -> Sequence[int] | None:
+        """Values at `rate` (Hz) of the unit frames `start` to `stop`.
+
+        The clock of a segment begins at its first unit frame, so value `k` is the one in force in the document `k /
+        rate` seconds later, and there are as many as begin before the segment ends.
+        """
+        if values is None or (start, stop) == (0, len(self.units)):
+            return values
+        first = math.floor(start * rate / self.unit_rate)
+        return values[first : first + math.ceil((stop - start) * rate / self.unit_rate)]
 
 
 def read_documents(
-    units_folder: str | os.PathLike, split: str, domains: Collection[str] | None = None, unit_rate: float = 25.0
+    units_folder: str | os.PathLike,
+    split: str,
+    domains: Collection[str] | None = None,
+    unit_rate: float = 25.0,
+    prosody: Collection[str] = (),
 ) -> list[AlignedDocument]:
     """Reads the documents of a split, and of some domains, from a folder of unit shards.
 
-    Raises `ShardError` for a damaged shard and where no row fits.
+    `prosody` names the further streams to read: "pitch", "style" or both. Raises `ShardError` for a damaged shard, for
+    one without these streams, and where no row fits.
     """
     is_wanted = pc.field("split") == split
     if domains is not None:
         is_wanted &= pc.field("domain").isin(list(domains))
     try:
         shards = dataset(str(units_folder), format="parquet")
-        rows = shards.to_table(columns=["text", "words", "units"], filter=is_wanted).to_pylist()
+        rows = shards.to_table(columns=["text", "words", "units", *prosody], filter=is_wanted).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise ShardError(f"{units_folder} cannot be read ({error}); extract the units again") from error
     if not rows:
@@ -152,6 +182,12 @@ class InterleavedDataset(torch.utils.data.Dataset):
             raise ValueError(
                 f"The model expects units at {config.unit_rate} Hz, the documents have {documents[0].unit_rate} Hz."
             )
+        for name in ("pitch", "style"):
+            if (getattr(documents[0], name) is not None) != (name in config.stream_ranges()):
+                raise ValueError(
+                    f"The model's streams are {', '.join(config.stream_ranges())}, which does not agree with the "
+                    f"{name} of the documents; read them with prosody= naming exactly the model's pitch and style."
+                )
         self.documents, self.config, self.tokenizer = documents, config, tokenizer
         self.mixture, self.max_length, self.seed, self.epoch = dict(mixture), max_length, seed, 0
 

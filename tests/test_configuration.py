@@ -49,6 +49,22 @@ def test_nano_layout_leaves_twelve_filler_ids():
     assert (teacher.head_dim, teacher.rope_parameters["rope_theta"]) == (32, 10000.0)
 
 
+def test_nano_expressive_layout_continues_the_nano_one():
+    teacher, student = (TinyWaveConfig.from_preset(f"nano-expressive-{name}") for name in ("teacher", "student"))
+    assert (teacher.num_hidden_layers, student.num_hidden_layers) == (11, 3)
+    assert teacher.stream_ranges() == student.stream_ranges()
+    nano = TinyWaveConfig.from_preset("nano-student")
+    assert student.stream_ranges() == {**nano.stream_ranges(), "pitch": range(1012, 1076), "style": range(1076, 1081)}
+    assert student.vocab_size == 1088 and student.vocab_size % 64 == 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_clocks_of_the_streams(name):
+    config = TinyWaveConfig.from_preset(name)
+    rates = (config.unit_rate, config.unit_clock_rate, config.pitch_rate, config.style_rate)
+    assert rates == (25.0, 24.99, 12.5, 1.0)
+
+
 def test_presets_take_overrides_and_stay_unchanged():
     config = TinyWaveConfig.from_preset("nano-student", num_hidden_layers=1, num_units=100)
     config.rope_parameters["rope_theta"] = 1.0
@@ -71,6 +87,9 @@ def test_unknown_preset_names_the_known_ones():
         ({"num_units": 0}, "at least one unit"),
         ({"num_units": "500"}, "expected int"),
         ({"unit_rate": 0.0}, "must be positive"),
+        ({"unit_clock_rate": 0.0}, "unit_clock_rate is 0.0 Hz; it must be positive"),
+        ({"pitch_rate": -12.5}, "pitch_rate is -12.5 Hz"),
+        ({"style_rate": 0.0}, "style_rate is 0.0 Hz"),
         ({"pad_token_id": 40000}, "special id 40000"),
         ({"eos_token_id": None}, "must be set"),
         ({"hidden_size": 33}, "not a multiple"),

@@ -13,27 +13,88 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tinywave.configuration_tinywave import TinyWaveConfig
 from tinywave.tokenization_tinywave import (
+    SpeechStreams,
     build_tokenizer,
     deduplicate,
     ids_to_segments,
+    ids_to_streams,
     ids_to_units,
     meaningful_ids,
     modality_of_ids,
     segments_to_ids,
+    streams_to_ids,
     train_text_tokenizer,
     units_to_ids,
 )
 
 NANO = TinyWaveConfig.from_preset("nano-student")
 EXPRESSIVE = TinyWaveConfig.from_preset("speech-expressive-2b")
+NANO_EXPRESSIVE = TinyWaveConfig.from_preset("nano-expressive-student")
+PITCH_ONLY = TinyWaveConfig.from_preset("nano-expressive-student", style_offset=-1, num_style_tokens=0)
 TEXTS = [(Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8")]
 TEXT_TOKENIZER = train_text_tokenizer(TEXTS, NANO)
 TOKENIZER = build_tokenizer(NANO, TEXT_TOKENIZER)
+EXPRESSIVE_TOKENIZER = build_tokenizer(NANO_EXPRESSIVE, TEXT_TOKENIZER)
 
 units = st.lists(st.integers(0, 499), min_size=1, max_size=200)
 # A typed unit token is refused, so "[" is left to a test of its own.
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="["), min_size=1, max_size=60)
 segments = st.lists(st.tuples(st.just("text"), texts) | st.tuples(st.just("speech"), units), min_size=1, max_size=6)
+# A generated piece of speech may hold units, pitch and style in any order and number.
+speech_ids = st.lists(st.sampled_from([512, 513, 1011, 1012, 1013, 1075, 1076, 1080]), min_size=1, max_size=60)
+
+
+@st.composite
+def timed_streams(draw, config=NANO_EXPRESSIVE, max_frames=130):
+    """Streams as encoders make them: the last frame of pitch and of style may be missing."""
+    num_units = draw(st.integers(1, max_frames))
+    lengths = {
+        "units": num_units,
+        "pitch": (num_units + draw(st.integers(0, 1))) // 2,
+        "style": (num_units + draw(st.integers(0, 24))) // 25,
+    }
+    highest = {"units": 499, "pitch": 63, "style": 4}
+    # Few different values make runs; the highest shows that nothing overflows into the next stream.
+    streams = {
+        name: draw(st.lists(st.sampled_from([0, 1, highest[name]]), min_size=length, max_size=length))
+        for name, length in lengths.items()
+    }
+    return SpeechStreams(streams["units"], streams["pitch"], streams["style"] if config.num_style_tokens else None)
+
+
+def merged_frame_by_frame(streams: SpeechStreams, config: TinyWaveConfig) -> list[int]:
+    """The rule of the merged stream, read off one frame at a time."""
+    timeline = []
+    for index, value in enumerate([] if streams.style is None else streams.style.tolist()):
+        timeline.append((index / 1, "1 style", config.style_offset + value))
+    for index, value in enumerate(streams.pitch.tolist()):
+        if index == 0 or streams.pitch[index - 1] != value:
+            timeline.append((index / 12.5, "2 pitch", config.pitch_offset + value))
+    for index, value in enumerate(streams.units.tolist()):
+        if index == 0 or streams.units[index - 1] != value:
+            timeline.append((index / 24.99, "3 unit", config.unit_offset + value))
+    return [token for _, _, token in sorted(timeline)]
+
+
+def parsed_token_by_token(ids: list[int]) -> tuple[list, list | None, list | None]:
+    """Units, and the pitch and style at each of them, of ids of the nano expressive layout."""
+    pitch, style, rows = None, None, []
+    for token in ids:
+        if token >= 1076:
+            style = token - 1076
+        elif token >= 1012:
+            pitch = token - 1012
+        else:
+            rows.append([token - 512, pitch, style])
+    for column, first in ((1, 1012), (2, 1076)):
+        values = [token - first for token in ids if first <= token < (1076 if column == 1 else 1081)]
+        for row in rows:
+            if row[column] is None and values:
+                row[column] = values[0]
+    has_pitch = any(1012 <= token < 1076 for token in ids)
+    has_style = any(token >= 1076 for token in ids)
+    found_units, at_pitch, at_style = ([row[column] for row in rows] for column in range(3))
+    return found_units, at_pitch if has_pitch else None, at_style if has_style else None
 
 
 def published_text_tokenizer(size: int) -> PreTrainedTokenizerFast:
@@ -68,7 +129,7 @@ def test_units_survive_ids(values):
 
 @pytest.mark.parametrize("value", [-1, 500])
 def test_units_out_of_range(value):
-    with pytest.raises(ValueError, match=f"unit {value} at position 1 is out of range; this model's units are 0..499"):
+    with pytest.raises(ValueError, match=f"unit {value} at position 1 is out of range; this model has 0..499"):
         units_to_ids([3, value], NANO)
 
 
@@ -222,14 +283,9 @@ def test_published_layout_takes_a_given_tokenizer():
     expected = [32000, 32001, 32002, 32502, 32503, 32566, 32567, 32666]
     assert tokenizer.convert_tokens_to_ids(names) == expected
     assert tokenizer.pad_token_id == 0
-    segments = [("text", "w5 w7"), ("speech", [500, 0])]
-    assert segments_to_ids(segments, EXPRESSIVE, tokenizer) == [1, 32000, 5, 7, 32001, 32502, 32002]
-
-
-def test_pitch_ids_are_not_units():
-    tokenizer = build_tokenizer(EXPRESSIVE, published_text_tokenizer(32000))
-    with pytest.raises(ValueError, match="unit id 32503"):
-        ids_to_segments([1, 32001, 32002, 32503], EXPRESSIVE, tokenizer)
+    segments = [("text", "w5 w7"), ("speech", SpeechStreams([500, 0], [63], [99]))]
+    expected = [1, 32000, 5, 7, 32001, 32666, 32566, 32502, 32002]
+    assert segments_to_ids(segments, EXPRESSIVE, tokenizer) == expected
 
 
 def test_other_tokenizers_are_refused():
@@ -253,3 +309,217 @@ def test_long_speech():
     ids = segments_to_ids([("speech", frames)], NANO, TOKENIZER)
     kept = frames[np.append(True, frames[1:] != frames[:-1])]
     assert ids[2:] == (kept + 512).tolist()
+
+
+def test_second_one_reads_style_unit_pitch_unit():
+    """Style 81 stands at 1 s, unit 78 at 25 / 24.99 s, pitch 13 at 13 / 12.5 s, unit 42 at 26 / 24.99 s."""
+    streams = SpeechStreams([5] * 25 + [78, 42, 42], [9] * 13 + [13], [7, 81])
+    tokenizer = build_tokenizer(EXPRESSIVE, published_text_tokenizer(32000))
+    written = tokenizer.convert_ids_to_tokens(streams_to_ids(streams, EXPRESSIVE).tolist())
+    assert "".join(written) == "[St7][Pi9][Hu5][St81][Hu78][Pi13][Hu42]"
+
+
+def test_equal_times_are_written_style_pitch_unit():
+    """With units at exactly 25 Hz all three streams change at 0 s and at 2 s."""
+    config = TinyWaveConfig.from_preset("nano-expressive-student", unit_clock_rate=25.0)
+    streams = SpeechStreams([0] * 50 + [1], [0] * 25 + [1], [0, 0, 1])
+    expected = [1076, 1012, 512, 1076, 1077, 1013, 513]
+    assert streams_to_ids(streams, config).tolist() == expected
+    assert streams_to_ids(streams, NANO_EXPRESSIVE).tolist() == expected
+
+
+def test_units_keep_time_by_a_clock_of_24_99_hz():
+    """Unit 2,749 stands at 110.004 s, so a pitch at 110 s comes before it; at 25 Hz it would come after."""
+    streams = SpeechStreams([0, 1] * 1500, [0] * 1375 + [1] * 125, [0] * 120)
+    at_25_hz = TinyWaveConfig.from_preset("nano-expressive-student", unit_clock_rate=25.0)
+    for config, expected in ((NANO_EXPRESSIVE, 2749), (at_25_hz, 2750)):
+        ids = streams_to_ids(streams, config)
+        before = ids[: np.flatnonzero(ids == 1013)[0]]
+        assert (before < 1012).sum() == expected
+
+
+def test_counts_of_the_reference_clip():
+    """146,160 samples: 228 units in 167 runs, 114 pitch frames in 82 runs and 10 seconds of style are 259 tokens."""
+    generator = np.random.default_rng(0)
+
+    def runs(frames: int, count: int, num_values: int) -> np.ndarray:
+        starts = np.sort(generator.choice(np.arange(1, frames), count - 1, replace=False))
+        return np.isin(np.arange(frames), starts).cumsum() % num_values
+
+    streams = SpeechStreams(runs(228, 167, 501), runs(114, 82, 64), [71] * 9 + [83])
+    ids, durations = streams_to_ids(streams, EXPRESSIVE, return_durations=True)
+    is_unit, is_pitch, is_style = ids < 32503, (ids >= 32503) & (ids < 32567), ids >= 32567
+    assert len(ids) == 259
+    assert [mask.sum() for mask in (is_unit, is_pitch, is_style)] == [167, 82, 10]
+    assert [durations[mask].sum() for mask in (is_unit, is_pitch, is_style)] == [228, 114, 10]
+    assert ids.tolist() == merged_frame_by_frame(streams, EXPRESSIVE)
+
+
+@settings(deadline=None)
+@given(timed_streams())
+def test_merge_is_the_rule_and_durations_undo_it(streams):
+    ids, durations = streams_to_ids(streams, NANO_EXPRESSIVE, return_durations=True)
+    assert ids.dtype == durations.dtype == np.int64
+    assert ids.tolist() == merged_frame_by_frame(streams, NANO_EXPRESSIVE)
+    assert ids_to_streams(ids, NANO_EXPRESSIVE, durations) == streams
+    assert (durations[ids >= 1076] == 1).all() and (ids >= 1076).sum() == len(streams.style)
+    assert streams_to_ids(streams, NANO_EXPRESSIVE).tolist() == ids.tolist()
+
+
+@settings(deadline=None)
+@given(timed_streams(PITCH_ONLY))
+def test_a_model_without_style(streams):
+    ids, durations = streams_to_ids(streams, PITCH_ONLY, return_durations=True)
+    assert ids.tolist() == merged_frame_by_frame(streams, PITCH_ONLY)
+    assert ids_to_streams(ids, PITCH_ONLY, durations) == streams
+
+
+@given(units)
+def test_a_model_of_units_alone(frames):
+    ids, durations = streams_to_ids(SpeechStreams(frames), NANO, return_durations=True)
+    assert ids.tolist() == [512 + unit for unit, _ in groupby(frames)]
+    assert ids_to_streams(ids, NANO, durations) == SpeechStreams(frames)
+
+
+def test_long_streams_merge_as_short_ones():
+    """An hour, beyond the times at which the clocks meet again."""
+    generator = np.random.default_rng(0)
+    streams = SpeechStreams(*(generator.integers(0, 5, length) for length in (89_964, 45_000, 3_600)))
+    ids, durations = streams_to_ids(streams, NANO_EXPRESSIVE, return_durations=True)
+    assert ids.tolist() == merged_frame_by_frame(streams, NANO_EXPRESSIVE)
+    assert ids_to_streams(ids, NANO_EXPRESSIVE, durations) == streams
+
+
+@given(speech_ids)
+def test_parse_gives_each_unit_the_latest_pitch_and_style(ids):
+    streams = ids_to_streams(ids, NANO_EXPRESSIVE)
+    found_units, at_pitch, at_style = parsed_token_by_token(ids)
+    assert streams.units.tolist() == found_units
+    for found, expected in ((streams.pitch, at_pitch), (streams.style, at_style)):
+        assert (found is None and expected is None) or found.tolist() == expected
+    assert streams_to_ids(streams, NANO_EXPRESSIVE).tolist() == ids, "parsed streams keep their ids"
+
+
+def test_parse_by_hand():
+    # [Hu3][St1][Hu4][Pi7][Hu4][Pi8][Pi9][St2][Hu5][Pi10]
+    ids = [515, 1077, 516, 1019, 516, 1020, 1021, 1078, 517, 1022]
+    streams = ids_to_streams(ids, NANO_EXPRESSIVE)
+    assert streams.units.tolist() == [3, 4, 4, 5]
+    assert streams.pitch.tolist() == [7, 7, 7, 9], "the first value reaches back to the beginning"
+    assert streams.style.tolist() == [1, 1, 1, 2]
+    assert (len(streams), streams.ids.tolist()) == (4, ids)
+    only_units = ids_to_streams([515], NANO_EXPRESSIVE)
+    assert (only_units.units.tolist(), only_units.pitch, only_units.style) == ([3], None, None)
+    no_units = ids_to_streams([1077, 1019], NANO_EXPRESSIVE)
+    assert [part.tolist() for part in (no_units.units, no_units.pitch, no_units.style)] == [[], [], []]
+
+
+@settings(deadline=None)
+@given(timed_streams().filter(lambda streams: len(streams.pitch) and len(streams.style)))
+def test_parsed_units_of_a_merge_carry_the_prosody_of_their_time(streams):
+    """A vocoder that repeats parsed streams by the true durations has the pitch and style that began last."""
+    ids, durations = streams_to_ids(streams, NANO_EXPRESSIVE, return_durations=True)
+    parsed = ids_to_streams(ids, NANO_EXPRESSIVE)
+    run_units, run_durations = deduplicate(streams.units)
+    assert parsed.units.tolist() == run_units.tolist()
+    assert durations[ids < 1012].tolist() == run_durations.tolist()
+    starts = np.cumsum(run_durations) - run_durations
+    for values, rate, found in ((streams.pitch, 12.5, parsed.pitch), (streams.style, 1, parsed.style)):
+        begun = [max(index for index in range(len(values)) if index / rate <= start / 24.99) for start in starts]
+        assert found.tolist() == values[begun].tolist()
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.just("text"), texts) | st.tuples(st.just("speech"), timed_streams(max_frames=60)),
+                min_size=1, max_size=5))  # fmt: skip
+def test_expressive_segments_survive_ids(original):
+    ids = segments_to_ids(original, NANO_EXPRESSIVE, EXPRESSIVE_TOKENIZER, add_eos=True)
+    expected = []
+    for modality, run in groupby(original, key=lambda segment: segment[0]):
+        pieces = [content for _, content in run]
+        if modality == "text":
+            expected.append((modality, "".join(pieces)))
+            continue
+        tokens = []
+        for token in sum((merged_frame_by_frame(piece, NANO_EXPRESSIVE) for piece in pieces), []):
+            last = [other for other in tokens if (other >= 1012) == (token >= 1012) and other < 1076][-1:]
+            if token >= 1076 or last != [token]:
+                tokens.append(token)
+        expected.append((modality, ids_to_streams(tokens, NANO_EXPRESSIVE)))
+    found = ids_to_segments(ids, NANO_EXPRESSIVE, EXPRESSIVE_TOKENIZER)
+    assert found == expected
+    assert segments_to_ids(found, NANO_EXPRESSIVE, EXPRESSIVE_TOKENIZER, add_eos=True) == ids
+
+
+def test_neighbours_of_speech_share_a_marker_and_no_repeat():
+    first, second = SpeechStreams([3, 4], [7], [1]), SpeechStreams([4, 5], [7], [1])
+    ids = segments_to_ids([("speech", first), ("speech", second)], NANO_EXPRESSIVE, EXPRESSIVE_TOKENIZER)
+    assert ids == [1, 511, 1077, 1019, 515, 516, 1077, 517]
+
+
+def test_stock_tokenizer_agrees_with_expressive_segments():
+    segments = [("speech", SpeechStreams([3, 7, 7], [63, 2], [4])), ("text", "The work.")]
+    written = "[Speech][St4][Pi63][Hu3][Hu7][Pi2][Text]The work."
+    ids = segments_to_ids(segments, NANO_EXPRESSIVE, EXPRESSIVE_TOKENIZER)
+    assert EXPRESSIVE_TOKENIZER(written).input_ids == ids
+    assert EXPRESSIVE_TOKENIZER.decode(ids[1:]) == written
+    names = ["[Pi0]", "[Pi63]", "[St0]", "[St4]"]
+    assert EXPRESSIVE_TOKENIZER.convert_tokens_to_ids(names) == [1012, 1075, 1076, 1080]
+    assert len(EXPRESSIVE_TOKENIZER) == 1081
+
+
+def test_streams_read_lists_arrays_and_tensors_and_compare():
+    streams = SpeechStreams([1, 2], torch.tensor([3]), np.array([4], dtype=np.int8))
+    assert all(part.dtype == np.int64 for part in (streams.units, streams.pitch, streams.style))
+    assert streams == SpeechStreams((1, 2), [3], [4])
+    assert streams != SpeechStreams([1, 2], [3]) and streams != SpeechStreams([1, 2], [3], [5])
+    assert streams != "streams" and len(streams) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([3, 4], "speech segment 1: the speech has no style, but this model has 5 style tokens; give SpeechStreams"),
+        (SpeechStreams([3], style=[1]), "the speech has no pitch, but this model has 64 pitch tokens"),
+        (SpeechStreams([3, 500], [1], [1]), "unit 500 at position 1 is out of range; this model has 0..499"),
+        (SpeechStreams([3], [64], [1]), "pitch 64 at position 0 is out of range; this model has 0..63"),
+        (SpeechStreams([3, 4], [1], [-1]), "style -1 at position 0 is out of range"),
+        (SpeechStreams([3] * 50, [1] * 50, [1, 1]), "2.00 s of style, 4.00 s of pitch, 2.00 s of unit; expected one"),
+        (SpeechStreams([3] * 100, [1] * 50, [1]), "1.00 s of style, 4.00 s of pitch"),
+        (SpeechStreams([], [], []), "speech segment 1 is empty"),
+        (ids_to_streams([32002, 32503], EXPRESSIVE), "speech segment 1: id 32002 at position 0 is not speech"),
+    ],
+)
+def test_wrong_expressive_segments(content, message):
+    with pytest.raises(ValueError, match=message):
+        segments_to_ids([("text", "hi"), ("speech", content)], NANO_EXPRESSIVE, EXPRESSIVE_TOKENIZER)
+
+
+def test_streams_that_the_model_does_not_have():
+    with pytest.raises(ValueError, match="the speech has pitch, but this model has no pitch tokens; leave pitch out"):
+        segments_to_ids([("speech", SpeechStreams([3], [1]))], NANO, TOKENIZER)
+    assert segments_to_ids([("speech", SpeechStreams([3, 3]))], NANO, TOKENIZER) == [1, 511, 515]
+
+
+@pytest.mark.parametrize("wrong", ["12", [0.5], [[1]], None])
+def test_streams_must_be_integers_in_one_dimension(wrong):
+    with pytest.raises(ValueError, match="units: found .* expected integers"):
+        SpeechStreams(wrong)
+    if wrong is not None:
+        with pytest.raises(ValueError, match="pitch: found .* expected integers"):
+            SpeechStreams([1], wrong)
+
+
+def test_wrong_ids_and_durations():
+    with pytest.raises(ValueError, match="id 511 at position 1 is not speech; this model has unit 512..1011, pitch"):
+        ids_to_streams([512, 511], NANO_EXPRESSIVE)
+    with pytest.raises(ValueError, match="id 1012 at position 0 is not speech; this model has unit 512..1011$"):
+        ids_to_streams([1012], NANO)
+    with pytest.raises(ValueError, match="found 1 durations, the shortest 1, for 2 ids"):
+        ids_to_streams([512, 513], NANO_EXPRESSIVE, [1])
+    with pytest.raises(ValueError, match="found 2 durations, the shortest 0, for 2 ids; expected one of at least 1"):
+        ids_to_streams([512, 513], NANO_EXPRESSIVE, [1, 0])
+    with pytest.raises(ValueError, match="were parsed from ids and have no durations"):
+        streams_to_ids(ids_to_streams([512], NANO_EXPRESSIVE), NANO_EXPRESSIVE, return_durations=True)
+    with pytest.raises(ValueError, match="found 1 values of pitch for 2 parsed units"):
+        SpeechStreams([1, 2], [1], ids=[512, 513])
