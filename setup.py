@@ -11,13 +11,14 @@ ROOT_MODULES = [
     "speech_backbones_tinywave",
     "speech_quantizers_tinywave",
     "speech_encoder_tinywave",
+    "vocoder_inputs_tinywave",
     "vocoder_tinywave",
     "codec_tinywave",
     "processing_tinywave",
     "pipeline_tinywave",
     "distill_trainer",
 ]
-FOLDERS = ["data", "training", "eval", "cli", "benchmarks", "assets", "recipes"]
+FOLDERS = ["data", "training", "eval", "cli", "convert", "benchmarks", "assets", "recipes"]
 
 REQUIREMENTS = [
     "torch>=2.13",
@@ -54,7 +55,7 @@ EXTRAS = {
     "train": ["peft>=0.21", "datasets>=5.2", "accelerate>=1.15"],
     "eval": ["evaluate>=0.4.6", "scipy>=1.17", "jiwer>=4.0"],
     "report": ["matplotlib>=3.11", "jinja2>=3.1"],
-    "test": ["pytest>=9.2", "hypothesis>=6.170", "packaging>=24", "setuptools>=77"],
+    "test": ["pytest>=9.2", "hypothesis>=6.170", "packaging>=24", "setuptools>=77", "sentencepiece>=0.2.1"],
     "dev": ["ruff>=0.17"],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})

@@ -28,6 +28,7 @@ VERBS = {
     "encode": "turn a recording into speech units",
     "decode": "turn speech units into a recording",
     "generate": "continue a recording",
+    "convert": "convert a published checkpoint into TinyWave folders",
     "rebuild": "rebuild every shipped artefact from nothing",
 }
 EXIT_FAILED = 2
