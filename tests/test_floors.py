@@ -19,6 +19,7 @@ UPLOADED = {
     "speech_encoder_tinywave": 1,
     "pitch_encoder_tinywave": 1,
     "style_encoder_tinywave": 1,
+    "vocoder_inputs_tinywave": 1,
     "vocoder_tinywave": 1,
     "hifigan_tinywave": 1,
     "codec_tinywave": 1,

@@ -1,5 +1,7 @@
 """The vocoder: batches, durations, both ways to a waveform, loading as remote code."""
 
+import functools
+import json
 import subprocess
 import sys
 
@@ -20,6 +22,14 @@ def vocoder() -> Vocoder:
     return vocoder
 
 
+@pytest.fixture(scope="module")
+def expressive() -> Vocoder:
+    """A vocoder that hears pitch and style."""
+    torch.manual_seed(1)
+    sizes = {"num_units": 20, "hidden_size": 32, "duration_hidden_size": 16}
+    return Vocoder(VocoderConfig(**sizes, num_pitch_tokens=8, num_styles=3)).eval()
+
+
 def test_rows_of_a_batch_come_out_as_alone(vocoder):
     rows = [torch.randint(20, (size,)) for size in (3, 40, 17)]
     lengths = torch.tensor([len(row) for row in rows])
@@ -34,6 +44,114 @@ def test_rows_of_a_batch_come_out_as_alone(vocoder):
             torch.testing.assert_close(together[name][index, :num_frames], alone[name][0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(together.log_mel[index, : 2 * num_frames], alone.log_mel[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(durations[index, : len(row)], vocoder.predict_log_durations(row[None])[0])
+
+
+def test_rows_with_pitch_and_style_come_out_as_alone(expressive):
+    rows = [[torch.randint(count, (size,)) for count in (20, 8, 3)] for size in (31, 4, 18)]
+    pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_value=-1)
+    padded = [pad(part) for part in zip(*rows, strict=True)]
+    together = expressive(padded[0], None, *padded[1:])
+    for index, row in enumerate(rows):
+        units, pitch, style = (part[None] for part in row)
+        alone = expressive(units, None, pitch, style)
+        num_frames = int(alone.lengths[0])
+        assert together.lengths[index] == num_frames
+        torch.testing.assert_close(together.features[index, :num_frames], alone.features[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_pitch_code_is_heard_at_its_own_time(expressive):
+    """It reaches 15 frames: three convolutions of kernel 7 at the frame rate, two of them dilated by 2."""
+    units, pitch, style = (torch.randint(count, (1, 100)) for count in (20, 8, 3))
+    changed = pitch.clone()
+    changed[0, 50] = (changed[0, 50] + 1) % 8
+    difference = (expressive(units, None, pitch, style).log_f0 - expressive(units, None, changed, style).log_f0).abs()
+    heard = difference[0].amax(-1).nonzero()[:, 0]
+    assert (int(heard.min()), int(heard.max())) == (80 - 15, 81 + 15)
+
+
+def test_predictions_depend_on_the_receptive_field_and_no_more(vocoder):
+    assert vocoder.receptive_field == 20
+    units = torch.zeros(1, 100, dtype=torch.long)
+    changed = units.clone()
+    changed[0, 50] = 1
+    difference = (vocoder(units).features - vocoder(changed).features).abs()[0].amax(-1)
+    reached = difference.nonzero()[:, 0] * 25 // 40  # the unit under each frame that moved
+    assert 50 - 20 <= int(reached.min()) <= 50 - 19
+    assert 50 + 19 <= int(reached.max()) <= 50 + 20
+
+
+@pytest.mark.parametrize("chunk_units", [1, 25, 38, 1000])
+def test_streamed_outputs_are_those_of_the_whole(expressive, chunk_units):
+    units, pitch, style = (torch.randint(count, (83,)) for count in (20, 8, 3))
+    durations = torch.randint(1, 4, (83,))
+    whole = expressive(
+        *(None if x is None else x.repeat_interleave(durations)[None] for x in (units, None, pitch, style))
+    )
+    arguments = (part.tolist() for part in (units, durations, pitch, style))
+    pieces = list(expressive.stream_outputs(*arguments, chunk_units=chunk_units))
+    assert sum(int(piece.lengths) for piece in pieces) == int(whole.lengths)
+    for name in ("features", "log_f0", "voicing_logits", "energy", "log_mel"):
+        joined = torch.cat([piece[name] for piece in pieces], dim=1)
+        torch.testing.assert_close(joined, whole[name], rtol=1e-5, atol=1e-6)
+
+
+def test_streamed_waveform_has_all_its_samples_and_starts_early(vocoder):
+    units = torch.randint(20, (90,)).tolist()
+    read = []
+
+    def source():
+        for unit in units:
+            read.append(unit)
+            yield unit
+
+    def decoder(features, f0, energy):
+        return np.full(600 * len(features), 0.25, dtype=np.float32)
+
+    pieces = vocoder.stream_waveform(source(), decoder=decoder)
+    first = next(pieces)
+    # 25 units of the piece, 20 that the network hears, 5 that the decoder hears, 2 for the durations.
+    assert len(read) <= 25 + 20 + 5 + 2
+    waveform = torch.cat([first, *pieces])
+    assert waveform.shape == vocoder.units_to_waveform(units, decoder=decoder).shape
+    torch.testing.assert_close(waveform, torch.full_like(waveform, 0.25))
+
+
+def test_seams_of_a_streamed_waveform_do_not_click(vocoder):
+    """A decoder with another phase every time: at the seams the tone goes on as steep as anywhere else."""
+    rng = np.random.default_rng(0)
+
+    def decoder(features, f0, energy):
+        times = np.arange(600 * len(features)) / 24_000
+        return np.sin(2 * np.pi * 110 * times + rng.uniform(0, 2 * np.pi)).astype(np.float32)
+
+    waveform = torch.cat(list(vocoder.stream_waveform([3, 4, 5] * 40, [1] * 120, decoder=decoder, chunk_units=10)))
+    assert len(waveform) == 120 * 960
+    assert float(waveform.diff().abs().max()) < 1.2 * 2 * np.pi * 110 / 24_000
+    assert float(waveform.unfold(0, 240, 120).square().mean(1).min()) > 0.4
+
+
+def test_streaming_without_a_decoder_uses_the_fallback(vocoder):
+    pieces = list(vocoder.stream_waveform([1, 2, 3] * 7, [1] * 21, chunk_units=10))
+    assert [len(piece) for piece in pieces] == [9600, 9600, 960]
+    with pytest.raises(ValueError, match="chunk_units=0"):
+        next(vocoder.stream_outputs([1, 2], chunk_units=0))
+
+
+def test_timed_codes_and_one_code_a_unit_say_the_same(expressive):
+    units, pitch = torch.randint(20, (40,)), torch.randint(8, (20,))
+    ones = torch.ones(40, dtype=torch.long)
+    timed = expressive.units_to_waveform(units, ones, pitch=pitch, style=[1, 1])
+    held = expressive.units_to_waveform(units, ones, pitch=pitch.repeat_interleave(2), style=1)
+    torch.testing.assert_close(timed, held)
+
+
+def test_missing_and_unknown_codes_are_refused(vocoder, expressive):
+    with pytest.raises(ValueError, match="Found no pitch"):
+        expressive.units_to_waveform([1, 2], style=1)
+    with pytest.raises(ValueError, match="Found no style"):
+        expressive(torch.tensor([[1, 2]]), None, torch.tensor([[1, 2]]))
+    with pytest.raises(ValueError, match="no pitch input"):
+        vocoder.units_to_waveform([1, 2], pitch=[1, 2])
 
 
 def test_frames_cover_the_time_of_the_units(vocoder):
@@ -126,6 +244,19 @@ def test_saved_equals_loaded(vocoder, tmp_path):
     assert loaded.state_dict().keys() == vocoder.state_dict().keys()
     for name, tensor in vocoder.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_a_folder_from_before_pitch_and_style_loads_unchanged(vocoder, tmp_path):
+    vocoder.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("num_pitch_tokens", "num_styles", "pitch_rate", "style_rate"):
+        del config[name]
+    path.write_text(json.dumps(config))
+    loaded = Vocoder.from_pretrained(tmp_path).eval()
+    units = torch.randint(20, (1, 30))
+    assert torch.equal(loaded(units).features, vocoder(units).features)
+    assert not any("pitch" in name or "style" in name for name in loaded.state_dict())
 
 
 def test_default_size_fits_the_file_budget():

@@ -14,7 +14,8 @@ from transformers import Trainer, TrainingArguments
 from ..configuration_tinywave import VocoderConfig
 from ..data.vocoder_features import VocoderExample, load_vocoder_features
 from ..tokenization_tinywave import deduplicate
-from ..vocoder_tinywave import SUBFRAMES, Vocoder, VocoderOutput, length_mask
+from ..vocoder_inputs_tinywave import length_mask
+from ..vocoder_tinywave import SUBFRAMES, Vocoder, VocoderOutput
 
 MIN_STD = 1e-4
 
