@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinywave.configuration_tinywave import TinyWaveConfig
+from tinywave.configuration_tinywave import PRESETS, TinyWaveConfig
 from tinywave.generation_tinywave import ModalityLogitsProcessor
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
+from tinywave.tokenization_tinywave import ids_to_streams
 
 BOS, EOS, PAD, TEXT, SPEECH = 1, 2, 0, 510, 511
 TEXT_IDS, UNIT_IDS = set(range(4, 510)), set(range(512, 1012))
@@ -21,6 +22,19 @@ def model():
     torch.manual_seed(0)
     # A wider initialisation makes the continuations of a random model differ from each other.
     return TinyWaveForCausalLM(TinyWaveConfig(**{**CONFIG.to_dict(), "initializer_range": 0.3})).eval()
+
+
+# (first text id, [Text], [Speech], first and last id of speech) of each preset.
+LAYOUTS = {
+    "speech-base-2b": (3, 32000, 32001, 32002, 32502),
+    "speech-expressive-2b": (3, 32000, 32001, 32002, 32666),
+    "interleaved-expressive-2b": (3, 32000, 32001, 32002, 32666),
+    "spirit-lm-7b": (3, 32000, 32001, 32002, 32502),
+    "nano-teacher": (4, 510, 511, 512, 1011),
+    "nano-student": (4, 510, 511, 512, 1011),
+    "nano-expressive-teacher": (4, 510, 511, 512, 1080),
+    "nano-expressive-student": (4, 510, 511, 512, 1080),
+}
 
 
 def left_padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
@@ -62,10 +76,50 @@ def test_mask_follows_the_rule_in_every_row(rows, output_modality):
         assert torch.equal(after[allowed], before[allowed])
 
 
-def test_mask_of_expressive_speech_covers_pitch_and_style():
-    config = TinyWaveConfig.from_preset("speech-expressive-2b")
-    masked = ModalityLogitsProcessor(config, "speech")(torch.tensor([[1, 32001]]), torch.zeros(1, 32768))
-    assert torch.isfinite(masked[0]).nonzero().flatten().tolist() == [2, *range(32002, 32667)]
+def test_every_preset_has_its_layout_here():
+    assert LAYOUTS.keys() == PRESETS.keys()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_mask_of_every_preset(name):
+    """Pitch and style are speech: allowed with units, never in text; EOS always, filler never."""
+    text_start, text_marker, speech_marker, speech_start, speech_last = LAYOUTS[name]
+    text, speech = range(text_start, text_marker), range(speech_start, speech_last + 1)
+    config = TinyWaveConfig.from_preset(name)
+
+    def allowed(output_modality: str, last: int) -> list[int]:
+        processor = ModalityLogitsProcessor(config, output_modality)
+        masked = processor(torch.tensor([[BOS, last]]), torch.zeros(1, config.vocab_size))
+        return torch.isfinite(masked[0]).nonzero().flatten().tolist()
+
+    assert allowed("speech", speech_marker) == [EOS, *speech]
+    assert allowed("text", text_marker) == [EOS, *text]
+    assert allowed("free", speech_marker) == [EOS, text_marker, *speech]
+    assert allowed("free", text_marker) == [EOS, *text, speech_marker]
+    assert allowed("free", BOS) == [EOS, *text, text_marker, speech_marker, *speech]
+
+
+@pytest.mark.parametrize("output_modality", ["text", "speech"])
+def test_expressive_model_writes_all_streams_in_speech_and_none_in_text(output_modality):
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 1, "hidden_size": 48, "intermediate_size": 64, "max_position_embeddings": 512}
+    config = TinyWaveConfig.from_preset("nano-expressive-student", **sizes)
+    model = TinyWaveForCausalLM(config).eval()
+    inputs = left_padded([[BOS, SPEECH, 1076, 1012, 600], [BOS, TEXT, 77, SPEECH, 1080, 1075, 512], [BOS]])
+    # Of 569 ids of speech five are style: 3 x 150 tokens of a random model hold some of every stream.
+    output = model.generate(
+        **inputs, output_modality=output_modality, max_new_tokens=150, min_new_tokens=150, do_sample=True, top_k=0
+    )
+    new = output[:, inputs["input_ids"].shape[1] :]
+    if output_modality == "text":
+        assert new.min() >= 4 and new.max() <= 509
+        return
+    assert new.min() >= 512 and new.max() <= 1080
+    assert ((new >= 1012) & (new < 1076)).any() and (new >= 1076).any()
+    for row in new:
+        streams = ids_to_streams(row, config)
+        assert len(streams.units) == (row < 1012).sum()
+        assert streams.pitch.max() <= 63 and (streams.style is None or streams.style.max() <= 4)
 
 
 def test_mask_keeps_every_end_and_an_end_that_is_also_padding():

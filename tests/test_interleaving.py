@@ -1,5 +1,7 @@
 """Interleaved speech and text: boundaries on word starts, nothing lost, a new draw every epoch."""
 
+import math
+from fractions import Fraction
 from random import Random
 
 import pyarrow as pa
@@ -18,7 +20,15 @@ from tinywave.data.interleaving import (
     read_documents,
 )
 from tinywave.data.unit_extraction import ShardError
-from tinywave.tokenization_tinywave import build_tokenizer, ids_to_segments, train_text_tokenizer
+from tinywave.tokenization_tinywave import (
+    SpeechStreams,
+    build_tokenizer,
+    ids_to_segments,
+    ids_to_streams,
+    segments_to_ids,
+    streams_to_ids,
+    train_text_tokenizer,
+)
 
 WORDS = tuple(f"word{number}" for number in range(48))
 
@@ -28,6 +38,21 @@ def document():
     starts = [0.3 + 0.31 * number for number in range(len(WORDS))]
     num_units = round(25 * (starts[-1] + 0.5))
     return AlignedDocument([(7 * frame) % 500 for frame in range(num_units)], WORDS, starts)
+
+
+@pytest.fixture(scope="module")
+def expressive_document(document):
+    """Its pitch and style count their frames, so that a value tells when it was heard."""
+    num_units = len(document.units)
+    pitch, style = list(range(math.ceil(num_units / 2))), list(range(math.ceil(num_units / 25)))
+    return AlignedDocument(document.units, WORDS, document.word_starts, pitch=pitch, style=style)
+
+
+@pytest.fixture(scope="module")
+def expressive_config():
+    # A style token for every second and a pitch token for every frame of the document.
+    layout = {"vocab_size": 1536, "num_pitch_tokens": 200, "style_offset": 1212, "num_style_tokens": 20}
+    return TinyWaveConfig.from_preset("nano-expressive-student", num_hidden_layers=1, **layout)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +113,68 @@ def test_unknown_patterns_are_refused(document, config):
         InterleavedDataset([document], config, mixture={"song": 1.0})
 
 
+def test_expressive_segments_are_cut_at_the_words(expressive_document):
+    for seed in range(50):
+        segments = interleave(expressive_document, "speech_text_speech", Random(seed))
+        start = 0
+        for modality, content in segments:
+            if modality == "text":
+                last_word = WORDS.index(content.split()[-1])
+                start = expressive_document.boundary_frame(last_word + 1)
+                continue
+            assert isinstance(content, SpeechStreams)
+            units = expressive_document.units[start : start + len(content)]
+            assert content.units.tolist() == list(units)
+            for values, rate in ((content.pitch, Fraction("12.5")), (content.style, Fraction(1))):
+                # One value for every 1 / rate seconds begun, each the one of the document at that moment.
+                moments = [index / rate for index in range(1000) if index / rate < Fraction(len(content), 25)]
+                assert values.tolist() == [math.floor((Fraction(start, 25) + moment) * rate) for moment in moments]
+            start += len(content)
+        (_, speech), (_, text), _ = segments
+        first_text_word = WORDS.index(text.split()[0])
+        assert abs(len(speech) / 25 - expressive_document.word_starts[first_text_word]) <= 1 / 25
+
+
+def test_a_whole_expressive_document_keeps_every_frame(document):
+    # Encoders may hear one frame of pitch or style more, or fewer, than the units cover.
+    num_units = len(document.units)
+    for num_pitch, num_style in ((num_units // 2, num_units // 25), (num_units // 2 + 1, num_units // 25 + 2)):
+        whole = AlignedDocument(document.units, WORDS, document.word_starts, pitch=[1] * num_pitch,
+                                style=[2] * num_style)  # fmt: skip
+        assert whole.segment("speech", 0, len(WORDS)) == (
+            "speech", SpeechStreams(document.units, [1] * num_pitch, [2] * num_style),
+        )  # fmt: skip
+
+
+def test_a_document_may_have_pitch_alone(document, expressive_document):
+    pitch_only = AlignedDocument(document.units, WORDS, document.word_starts, pitch=expressive_document.pitch)
+    (_, streams), _ = interleave(pitch_only, "speech_text", Random(0))
+    assert streams.style is None and len(streams.pitch) == math.ceil(len(streams) / 2)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_expressive_items_parse_back(expressive_document, expressive_config, tokenizer, pattern):
+    config = expressive_config
+    dataset = InterleavedDataset([expressive_document], config, tokenizer, {pattern: 1.0}, max_length=2000)
+    rng = Random("0/0/0")
+    rng.choices([pattern], [1.0])
+    expected = interleave(expressive_document, pattern, rng)
+    ids = dataset[0]["input_ids"]
+    assert ids == segments_to_ids(expected, config, tokenizer, add_eos=True)
+    found = ids_to_segments(ids, config, tokenizer)
+    assert [modality for modality, _ in found] == list(PATTERNS[pattern])
+    for (modality, content), (_, original) in zip(found, expected, strict=True):
+        parsed = ids_to_streams(streams_to_ids(original, config), config) if modality == "speech" else original
+        assert content == parsed
+
+
+def test_documents_must_hold_the_streams_of_the_model(document, expressive_document, config, expressive_config):
+    with pytest.raises(ValueError, match="streams are text, unit, pitch, style, which does not agree with the pitch"):
+        InterleavedDataset([document], expressive_config)
+    with pytest.raises(ValueError, match="streams are text, unit, which does not agree with the pitch .* prosody="):
+        InterleavedDataset([expressive_document], config)
+
+
 def test_spans_are_drawn_anew_each_epoch_and_repeat_with_the_epoch(document, config, tokenizer):
     dataset = InterleavedDataset([document] * 4, config, tokenizer, INTERLEAVED, seed=3)
     first = [dataset[index] for index in range(4)]
@@ -123,6 +210,19 @@ def test_read_documents_selects_split_and_domain(tmp_path):
     assert book.words == ["A", "b."] and book.boundary_frame(1) == 1
     with pytest.raises(ShardError, match="no document of split 'validation'"):
         read_documents(tmp_path, "validation")
+    with pytest.raises(ShardError, match="pitch"):
+        read_documents(tmp_path, "train", prosody=["pitch"])
+
+
+def test_read_documents_takes_the_prosody_that_is_asked_for(tmp_path):
+    row = {"split": "train", "text": "A b.", "units": [1, 2, 3], "pitch": [4, 5], "style": [6],
+           "words": [{"word": "A", "start": 0.0, "end": 0.04}, {"word": "b", "start": 0.04, "end": 0.12}]}  # fmt: skip
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "shard-00000.parquet")
+    (expressive,) = read_documents(tmp_path, "train", prosody=["pitch", "style"])
+    assert (expressive.units, expressive.pitch, expressive.style) == ([1, 2, 3], [4, 5], [6])
+    assert expressive.segment("speech", 1, 2) == ("speech", SpeechStreams([2, 3], [4], [6]))
+    (plain,) = read_documents(tmp_path, "train")
+    assert plain.segment("speech", 0, 2) == ("speech", [1, 2, 3])
 
 
 def test_a_corrupt_unit_shard_is_named(tmp_path):
