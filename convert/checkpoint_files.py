@@ -31,6 +31,8 @@ _SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# What a saved configuration says about its own file, and nothing about the model.
+_FILE_FIELDS = {"architectures", "auto_map", "transformers_version", "_name_or_path", "torch_dtype", "dtype"}
 _WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -191,3 +193,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}; expected a JSON object")
     return content
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return what the config.json of a transformers folder says about the model."""
+    return without_file_fields(read_json(folder / "config.json"))
+
+
+def without_file_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without what it says about its own file: architectures, versions, dtype."""
+    return {name: value for name, value in settings.items() if name not in _FILE_FIELDS}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import licences, spirit_lm_model
+from . import hubert_checkpoint, hubert_folder, licences, spirit_lm_model
 from .conversion import Conversion, ConvertOptions
 from .licences import Licence
 
@@ -33,11 +33,23 @@ FORMATS = {
         spirit_lm_model.recognises_spirit_lm,
         spirit_lm_model.plan_spirit_lm,
     ),
+    "spirit-lm-hubert": SourceFormat(
+        "SPIRIT-LM's phonetic encoder",
+        licences.SPIRIT_LM,
+        hubert_checkpoint.recognises,
+        hubert_checkpoint.plan,
+    ),
     "tinywave": SourceFormat(
         "a TinyWave repository of the Hub, or another Llama folder with SPIRIT-LM's tokens",
         licences.TINYWAVE_REPOSITORY,
         spirit_lm_model.recognises_tinywave,
         spirit_lm_model.plan_tinywave,
+    ),
+    "hubert": SourceFormat(
+        "a HuBERT folder such as slprl/mhubert-base-25hz, with k-means centroids",
+        licences.MHUBERT,
+        hubert_folder.recognises,
+        hubert_folder.plan,
     ),
 }
 

@@ -11,7 +11,7 @@ from ..configuration_tinywave import TinyWaveConfig
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
 from ..tokenization_tinywave import build_tokenizer
-from .checkpoint_files import read_json
+from .checkpoint_files import read_json, without_file_fields
 from .key_report import KeyMap
 
 LLAMA_KEYS = KeyMap(
@@ -32,19 +32,16 @@ processor.ids_to_segments(output[0, inputs["input_ids"].shape[1] :])
 """
 # Kept from the source's generation settings; the rest belongs to ids and lengths, which are ours.
 _SAMPLING_FIELDS = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty")
-# What a saved configuration says about its own file, and nothing about the model.
-_FILE_FIELDS = {"architectures", "auto_map", "transformers_version", "_name_or_path", "torch_dtype", "dtype"}
 
 
 def llama_to_tinywave_config(settings: dict[str, Any], layout: dict[str, int]) -> TinyWaveConfig:
     """Return our configuration of a published Llama folder.
 
     Args:
-        settings (`dict`): its config.json; what it leaves out means Llama's own default.
+        settings (`dict`): of `read_settings`; what it leaves out means Llama's own default.
         layout (`dict`): the fields that say which id means what.
     """
-    fields = LlamaConfig(**{name: value for name, value in settings.items() if name not in _FILE_FIELDS}).to_dict()
-    fields = {name: value for name, value in fields.items() if name not in _FILE_FIELDS}
+    fields = without_file_fields(LlamaConfig(**settings).to_dict())
     return TinyWaveConfig(**fields | layout)
 
 

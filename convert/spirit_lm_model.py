@@ -8,7 +8,7 @@ tokenizer.json). The 7B models have Llama-2's 291 tensors, the TinyWave students
 
 from pathlib import Path
 
-from .checkpoint_files import open_weights, read_json
+from .checkpoint_files import open_weights, read_json, read_settings
 from .conversion import Conversion, ConvertOptions
 from .key_report import KeyMap
 from .language_model import LLAMA_KEYS, TIED_HEAD, USAGE, empty_model, llama_to_tinywave_config, save_companions
@@ -46,7 +46,7 @@ def plan_tinywave(source: Path, options: ConvertOptions) -> list[Conversion]:
 
 def _plan(source, source_format, licence) -> Conversion:
     text_tokenizer, layout = read_tokenizer(source)
-    model = empty_model(llama_to_tinywave_config(read_json(source / "config.json"), layout))
+    model = empty_model(llama_to_tinywave_config(read_settings(source), layout))
     tied = (TIED_HEAD,) if model.config.tie_word_embeddings else ()
     return Conversion(
         format=source_format,
