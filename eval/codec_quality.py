@@ -138,7 +138,7 @@ def _levenshtein(first: Sequence[int], second: Sequence[int]) -> int:
 
 def _check_utterances(units: Sequence[Sequence], other: Sequence[Sequence], name: str) -> None:
     if len(units) != len(other):
-        raise ValueError(f"found units of {len(units)} utterances and {name} of {len(other)}; expected the same number")
+        raise ValueError(f"found units of {len(units)} utterances and {name} of {len(other)}; expected both of all")
     for index, (found, expected) in enumerate(zip(units, other, strict=True)):
         if abs(len(found) - len(expected)) > MAX_LENGTH_DIFFERENCE:
             raise ValueError(
