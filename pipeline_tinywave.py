@@ -10,7 +10,7 @@ import torch
 from .codec_tinywave import SpeechCodec
 from .modeling_tinywave import TinyWaveForCausalLM
 from .processing_tinywave import TinyWaveProcessor
-from .tokenization_tinywave import Segment, SpeechStreams, deduplicate
+from .tokenization_tinywave import Segment, SpeechStreams, deduplicate, ids_to_streams
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +151,12 @@ class TinyWavePipeline:
         context, context_durations = self._speech_to_runs(before)
         units = np.concatenate([context.units, streams.units])
         durations = self._predict_durations(units)[len(context) :]
-        pitch = _hold_on(context.pitch, streams.pitch, len(units))
-        joined = SpeechStreams(units, pitch, _hold_on(context.style, streams.style, len(units)), ids=units)
+        carried = self._carry(context, streams)
+        pitch, style = (
+            None if old is None else np.concatenate([old, new])
+            for old, new in ((context.pitch, carried.pitch), (context.style, carried.style))
+        )
+        joined = SpeechStreams(units, pitch, style, ids=units)
         spoken = self.codec.decode(joined, np.concatenate([context_durations, durations]))
         start = self.codec.vocoder.samples_per_unit * int(context_durations.sum())
         return spoken[start:], durations
@@ -165,15 +169,13 @@ class TinyWavePipeline:
         pitch, style = (None if values is None else values[starts] for values in (frames.pitch, frames.style))
         return SpeechStreams(units, pitch, style, ids=units), durations
 
+    def _carry(self, before: SpeechStreams, after: SpeechStreams) -> SpeechStreams:
+        """Parsed streams after others: the pitch and style before go on until the first new pitch and style."""
+        ranges = self.model.config.stream_ranges()
+        last = ((name, getattr(before, name)) for name in ("style", "pitch"))
+        ids = [ranges[name].start + values[-1] for name, values in last if values is not None]
+        return ids_to_streams([*ids, *after.ids], self.model.config) if ids else after
+
     def _predict_durations(self, units: np.ndarray) -> np.ndarray:
         vocoder = self.codec.vocoder
         return vocoder.predict_durations(torch.as_tensor(units, device=vocoder.device)[None])[0].cpu().numpy()
-
-
-def _hold_on(before: np.ndarray | None, after: np.ndarray | None, length: int) -> np.ndarray | None:
-    """Values of the runs before and of those after, `(length,)`; where the model wrote none, the last one goes on."""
-    if before is None:
-        return None
-    if after is None:
-        return np.concatenate([before, before[-1:].repeat(length - len(before))])
-    return np.concatenate([before, after])

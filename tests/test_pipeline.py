@@ -8,12 +8,21 @@ import soxr
 import torch
 
 from tinywave.codec_tinywave import SpeechCodec
-from tinywave.configuration_tinywave import SpeechEncoderConfig, TinyWaveConfig, VocoderConfig
+from tinywave.configuration_tinywave import (
+    PitchEncoderConfig,
+    SpeechEncoderConfig,
+    StyleEncoderConfig,
+    TinyWaveConfig,
+    VocoderConfig,
+)
+from tinywave.data.f0_extraction import load_f0_extractor
 from tinywave.data.hibari_voice import HibariVoice
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
 from tinywave.pipeline_tinywave import TinyWavePipeline
+from tinywave.pitch_encoder_tinywave import PitchEncoder
 from tinywave.processing_tinywave import TinyWaveProcessor
 from tinywave.speech_encoder_tinywave import SpeechEncoder
+from tinywave.style_encoder_tinywave import StyleEncoder
 from tinywave.tokenization_tinywave import build_tokenizer, deduplicate, train_text_tokenizer
 from tinywave.vocoder_tinywave import Vocoder
 
@@ -111,6 +120,46 @@ def test_free_output_is_timed_segment_by_segment(parts, pipeline):
         assert segment.start == pytest.approx(seconds)
         assert segment.end == pytest.approx(seconds + length / 24_000)
         seconds = segment.end
+
+
+def test_pitch_and_style_of_the_prompt_go_on_until_the_model_changes_them(parts, speech):
+    torch.manual_seed(0)
+    config = TinyWaveConfig.from_preset("nano-expressive-student", num_hidden_layers=1)
+    model = TinyWaveForCausalLM(config).eval()
+    text = (Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8")
+    processor = TinyWaveProcessor.from_config(config, build_tokenizer(config, train_text_tokenizer([text], config)))
+    options = {"hidden_size": 16, "duration_hidden_size": 16, "num_pitch_tokens": 64, "num_styles": 5}
+    vocoder = Vocoder(VocoderConfig(num_units=NUM_UNITS, **options)).eval()
+    pitch_encoder = PitchEncoder(PitchEncoderConfig()).eval()
+    pitch_encoder.quantizer.codebook.normal_()
+    backbone = {"model_type": "wav2vec2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    backbone |= {"intermediate_size": 16, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 4}
+    backbone |= {"num_conv_pos_embedding_groups": 2}
+    style_encoder = StyleEncoder(StyleEncoderConfig(backbone_config=backbone, num_styles=5, projector_size=8)).eval()
+    prosody = {"pitch_encoder": pitch_encoder, "style_encoder": style_encoder, "f0_extractor": load_f0_extractor()}
+    codec = SpeechCodec(parts["speech_encoder"], vocoder, _decoder, **prosody)
+    pipeline = TinyWavePipeline(model, processor, codec)
+    (prompt,) = codec.encode([speech])
+    new = [config.unit_offset + 7, config.unit_offset + 8, config.pitch_offset + 3, config.unit_offset + 9]
+    (result,) = pipeline._ids_to_segments(torch.tensor(new), [("speech", prompt)])
+    frames = codec.timed_to_frames(prompt)
+    starts = _starts_of_runs(frames.units)
+    new_pitch = np.repeat([frames.pitch[starts][-1]] * 2 + [3], result.durations)
+    units = np.concatenate([frames.units, np.repeat([7, 8, 9], result.durations)])
+    expected = vocoder.units_to_waveform(
+        units,
+        np.ones(len(units), dtype=int),
+        _decoder,
+        pitch=np.concatenate([frames.pitch[starts], new_pitch]),
+        style=np.append(frames.style[starts], [frames.style[starts][-1]] * sum(result.durations)),
+    )
+    torch.testing.assert_close(result.waveform, expected[-len(result.waveform) :], rtol=1e-3, atol=1e-5)
+
+
+def _starts_of_runs(units: np.ndarray) -> np.ndarray:
+    """For each frame the first frame of its run of equal units."""
+    _, durations = deduplicate(units)
+    return np.repeat(np.cumsum(durations) - durations, durations)
 
 
 def test_sampling_is_repeatable_and_speaks_without_a_decoder(parts, speech):
