@@ -6,6 +6,7 @@ class being saved, and then `AutoModel.from_pretrained` fails on a folder saved 
 """
 
 import copy
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -420,5 +421,130 @@ class StyleEncoderConfig(PreTrainedConfig):
         output["auto_map"] = {
             "AutoConfig": "configuration_tinywave.StyleEncoderConfig",
             "AutoModel": "style_encoder_tinywave.StyleEncoder",
+        }
+        return output
+
+
+@strict
+class HifiGanConfig(PreTrainedConfig):
+    """Configuration of the code HiFi-GAN, which turns units, pitch, style and speaker into a waveform.
+
+    The defaults are the published expressive vocoder of SPIRIT-LM (arXiv 2402.05755; the generator is V1 of HiFi-GAN,
+    arXiv 2010.05646, with other upsampling rates). The base one has `num_pitch_tokens=0, num_style_tokens=0,
+    num_styles=34`.
+
+    Args:
+        num_units (`int`, default 501): phonetic units.
+        num_pitch_tokens (`int`, default 64): pitch codes; 0 for a vocoder without pitch.
+        num_style_tokens (`int`, default 100): style codes that change in time; 0 for a vocoder without them.
+        num_styles (`int`, default 0): styles of which an utterance has one; 0 for a vocoder without them.
+        num_speakers (`int`, default 4): speakers; 0 for a vocoder of one speaker.
+        speaker_names, style_names (`list[str]`, *optional*): a name for each speaker and style.
+        embedding_size (`int`, default 128): channels of each embedding; the generator reads all of them side by side.
+        initial_channels (`int`, default 512): channels before the first upsampling; each one halves them.
+        upsample_rates (`list[int]`, default [5, 4, 4, 4, 2]): their product is the samples of a unit (640).
+        upsample_kernel_sizes (`list[int]`, default [11, 8, 8, 8, 4]): each at least its rate, and by an even number.
+        resblock_kernel_sizes (`list[int]`, default [3, 7, 11]): of the residual blocks side by side; odd.
+        resblock_dilations (`list[int]`, default [1, 3, 5]): of the layers of each residual block.
+        duration_hidden_size (`int`, default 128): channels of the duration predictor; 0 for a vocoder without one.
+        duration_kernel_size (`int`, default 3): of its convolutions; odd.
+        duration_dropout (`float`, default 0.5): in the duration predictor while it is trained.
+        sampling_rate (`int`, default 16000): of the waveform, in Hz.
+        pitch_rate (`float`, default 12.5): pitch codes per second (Hz).
+        style_rate (`float`, default 1.0): style codes per second (Hz).
+        weight_norm (`bool`, default True): whether the convolutions keep direction and size of their weights apart, as
+            in training; [`HifiGanVocoder.remove_weight_norm`] sets it to False.
+    """
+
+    model_type = "tinywave_hifigan"
+
+    num_units: int = 501
+    num_pitch_tokens: int = 64
+    num_style_tokens: int = 100
+    num_styles: int = 0
+    num_speakers: int = 4
+    speaker_names: list[str] | None = None
+    style_names: list[str] | None = None
+    embedding_size: int = 128
+    initial_channels: int = 512
+    upsample_rates: list[int] | tuple[int, ...] = (5, 4, 4, 4, 2)
+    upsample_kernel_sizes: list[int] | tuple[int, ...] = (11, 8, 8, 8, 4)
+    resblock_kernel_sizes: list[int] | tuple[int, ...] = (3, 7, 11)
+    resblock_dilations: list[int] | tuple[int, ...] = (1, 3, 5)
+    duration_hidden_size: int = 128
+    duration_kernel_size: int = 3
+    duration_dropout: float = 0.5
+    sampling_rate: int = 16000
+    pitch_rate: float = 12.5
+    style_rate: float = 1.0
+    weight_norm: bool = True
+
+    def __post_init__(self, **kwargs):
+        for name in ("upsample_rates", "upsample_kernel_sizes", "resblock_kernel_sizes", "resblock_dilations"):
+            setattr(self, name, list(getattr(self, name)))
+        super().__post_init__(**kwargs)
+
+    @property
+    def samples_per_unit(self) -> int:
+        """Waveform samples that one frame of a unit covers (640)."""
+        return math.prod(self.upsample_rates)
+
+    @property
+    def unit_rate(self) -> float:
+        """Units per second (Hz) before repeats are dropped (25)."""
+        return self.sampling_rate / self.samples_per_unit
+
+    def validate_sizes(self):
+        """Part of the `@strict` validation: sizes that would make the first batch fail are refused here."""
+        positive = ("num_units", "embedding_size", "duration_kernel_size", "sampling_rate", "pitch_rate", "style_rate")
+        for name in (*positive, "upsample_rates", "resblock_kernel_sizes", "resblock_dilations"):
+            values = getattr(self, name)
+            if min(values, default=0) <= 0 if isinstance(values, list) else values <= 0:
+                raise ValueError(f"{name} is {values}; it must be positive")
+        counts = ("num_pitch_tokens", "num_style_tokens", "num_styles", "num_speakers", "duration_hidden_size")
+        for name in counts:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 (off) or positive")
+        if self.num_styles and self.num_style_tokens:
+            raise ValueError("found both num_styles and num_style_tokens; a style either changes in time or does not")
+        even = [size for size in (*self.resblock_kernel_sizes, self.duration_kernel_size) if size % 2 == 0]
+        if even:
+            raise ValueError(f"found a kernel size of {even[0]}; kernels must be odd, so that samples stay in place")
+
+    def validate_upsampling(self):
+        """Part of the `@strict` validation: each stage multiplies the length by its rate exactly."""
+        if len(self.upsample_rates) != len(self.upsample_kernel_sizes):
+            raise ValueError(
+                f"found {len(self.upsample_rates)} upsample_rates and {len(self.upsample_kernel_sizes)} "
+                "upsample_kernel_sizes; expected as many of both"
+            )
+        for rate, size in zip(self.upsample_rates, self.upsample_kernel_sizes, strict=True):
+            if size < rate or (size - rate) % 2:
+                raise ValueError(
+                    f"found an upsampling kernel of {size} for the rate {rate}; it must be {rate}, or larger by an "
+                    "even number"
+                )
+        if self.initial_channels <= 0 or self.initial_channels % 2 ** len(self.upsample_rates):
+            raise ValueError(
+                f"initial_channels is {self.initial_channels}; it must be a multiple of "
+                f"{2 ** len(self.upsample_rates)}, because each of {len(self.upsample_rates)} stages halves it"
+            )
+
+    def validate_names(self):
+        """Part of the `@strict` validation: a name for each speaker and style, or none at all."""
+        for names, count in (
+            (self.speaker_names, self.num_speakers),
+            (self.style_names, self.num_styles or self.num_style_tokens),
+        ):
+            if names is not None and len(names) != count:
+                raise ValueError(f"found {len(names)} names for {count} speakers or styles; expected one for each")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary, always with the whole `auto_map`."""
+        output = super().to_dict()
+        output["architectures"] = ["HifiGanVocoder"]
+        output["auto_map"] = {
+            "AutoConfig": "configuration_tinywave.HifiGanConfig",
+            "AutoModel": "hifigan_tinywave.HifiGanVocoder",
         }
         return output

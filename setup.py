@@ -13,6 +13,7 @@ ROOT_MODULES = [
     "speech_encoder_tinywave",
     "vocoder_inputs_tinywave",
     "vocoder_tinywave",
+    "hifigan_tinywave",
     "codec_tinywave",
     "processing_tinywave",
     "pipeline_tinywave",

@@ -108,11 +108,13 @@ def spoken_frames(
     streams: Sequence[tuple[str, Iterable[int] | int | None, int]],
     num_units: int,
     predict_durations: Callable[[torch.LongTensor], torch.LongTensor],
+    device: torch.device | None = None,
 ) -> Iterator[list[int]]:
     """Yield [unit, code, ...] for each frame, reading every iterable no further than needed.
 
     Args:
-        units, durations: read in step; without durations, those that `predict_durations((1, U)) -> (1, U)` gives.
+        units, durations: read in step; without durations, those that `predict_durations((1, U)) -> (1, U)` gives, on
+            the `device` of the predictor.
         streams: (name, codes in step with the units or one code for all or None, number of codes).
 
     Raises:
@@ -135,13 +137,15 @@ def spoken_frames(
             duration = next(given, 0) if given is not None else None
             yield row, None if duration is None else int(check_durations([int(duration)], one))
 
-    pairs = rows() if given is not None else _with_predicted_durations(rows(), predict_durations)
+    pairs = rows() if given is not None else _with_predicted_durations(rows(), predict_durations, device)
     for row, duration in pairs:
         for _ in range(duration):
             yield row
 
 
-def _with_predicted_durations(rows: Iterator[tuple], predict_durations: Callable) -> Iterator[tuple[list[int], int]]:
+def _with_predicted_durations(
+    rows: Iterator[tuple], predict_durations: Callable, device: torch.device | None
+) -> Iterator[tuple[list[int], int]]:
     """Predict each duration from the few units around it: exactly what the whole sequence would give."""
     past, ahead, ended = [], deque(), False
     while True:
@@ -152,7 +156,7 @@ def _with_predicted_durations(rows: Iterator[tuple], predict_durations: Callable
                 ahead.append(row)
         if not ahead:
             return
-        window = torch.tensor([[row[0] for row in (*past, *ahead)]])
+        window = torch.tensor([[row[0] for row in (*past, *ahead)]], device=device)
         duration = int(predict_durations(window)[0, len(past)])
         yield ahead[0], duration
         past = [*past, ahead.popleft()][-DURATION_RADIUS:]

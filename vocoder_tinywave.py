@@ -343,7 +343,7 @@ class Vocoder(PreTrainedModel):
 
     def _spoken_frames(self, units, durations, pitch, style) -> Iterator[list[int]]:
         streams = [(name, codes, count) for name, codes, count, _ in self._streams(pitch, style)]
-        return spoken_frames(units, durations, streams, self.config.num_units, self.predict_durations)
+        return spoken_frames(units, durations, streams, self.config.num_units, self.predict_durations, self.device)
 
     def _streams(self, pitch, style) -> list[tuple]:
         """(name, codes, number of codes, rate) of pitch and style."""
