@@ -158,8 +158,9 @@ class HubertBackbone(HubertModel):
 
     Args:
         config (`HubertConfig`): of the whole model.
-        layer (`int`): layers to build. The output of the last of them is returned as transformers' `hidden_states`
-            has it: with the final norm only where the model norms before its layers and this is its last one.
+        layer (`int`): layers to build; the output of the last of them is returned. Where the model norms before its
+            layers (`do_stable_layer_norm`), its own last layer is followed by its final norm, as `last_hidden_state`
+            is; the layers before it are not.
         attention_window (`int`, *optional*): frames that a frame attends to on each side. Default: all.
     """
 
