@@ -1,0 +1,31 @@
+"""`tinywave train-pitch nano/pitch --corpus outputs/corpus --output-dir outputs/pitch_encoder`"""
+
+from pathlib import Path
+
+from ..configuration_tinywave import PitchEncoderConfig
+from ..data.f0_extraction import prepare_f0
+from ..training.checkpoints import last_checkpoint, save_in_bfloat16
+from ..training.pitch_training import PitchTrainingArguments, train_pitch
+from .recipe import read_recipe
+
+
+def add_arguments(parser):
+    parser.add_argument("recipe", help="pitch recipe: a YAML file or the name of a packaged one")
+    parser.add_argument("--corpus", required=True, nargs="+", help="folders that `tinywave prepare` wrote")
+    parser.add_argument("--output-dir", required=True, help="folder of the pitch encoder, its F0 and checkpoints")
+
+
+def run(arguments) -> int:
+    recipe = read_recipe(arguments.recipe)
+    output = Path(arguments.output_dir)
+    config = PitchEncoderConfig(**recipe["model"])
+    prepare_f0(arguments.corpus, output / "f0", config.f0_extractor, recipe["hours"], recipe["seed"])
+    pitch_encoder = train_pitch(
+        output / "f0",
+        PitchTrainingArguments(output_dir=str(output), seed=recipe["seed"], **recipe["training"]),
+        config,
+        resume_from_checkpoint=last_checkpoint(output),
+    )
+    save_in_bfloat16(pitch_encoder, output)
+    print(output)
+    return 0
