@@ -5,7 +5,6 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from ..data.collators import CausalLanguageModelCollator
-from ..data.interleaving import read_documents
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
 from ..training.arguments import CorrectionArguments
@@ -33,10 +32,9 @@ def correct(recipe: dict, teacher: str | Path, units_folder: str | Path, output_
     """Corrects a teacher on the training documents of `units_folder`, and returns it."""
     model = TinyWaveForCausalLM.from_pretrained(teacher, dtype="float32")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(teacher)
-    documents = read_documents(units_folder, "train", recipe.get("domains"))
     return correct_teacher(
         model,
-        make_dataset(recipe, documents, model.config, tokenizer),
+        make_dataset(recipe, units_folder, "train", model.config, tokenizer),
         CausalLanguageModelCollator(model.config.pad_token_id),
         CorrectionArguments(
             output_dir=str(output_dir),

@@ -5,7 +5,6 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast, set_seed
 
 from ..data.collators import CausalLanguageModelCollator
-from ..data.interleaving import read_documents
 from ..distill_trainer import DistillationTrainer
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
@@ -54,9 +53,7 @@ def distill(
         args=DistillationArguments(
             output_dir=str(output_dir), seed=recipe["seed"], **{**recipe["training"], **overrides}
         ),
-        train_dataset=make_dataset(
-            recipe, read_documents(units_folder, "train", recipe.get("domains")), model.config, tokenizer
-        ),
+        train_dataset=make_dataset(recipe, units_folder, "train", model.config, tokenizer),
         data_collator=CausalLanguageModelCollator(model.config.pad_token_id),
         processing_class=TinyWaveProcessor.from_config(model.config, tokenizer),
     )

@@ -147,7 +147,7 @@ class Quickstart:
         }
         transcribe = WhisperTranscriber(num_threads=torch.get_num_threads())
         results = {
-            name: evaluate_resynthesis(recordings, self.encoder, self.vocoder, self.decoder, transcribe).to_dict()
+            name: evaluate_resynthesis(recordings, self.codec, transcribe).to_dict()
             for name, recordings in sets.items()
         }
         write_json(results, path)
@@ -176,7 +176,7 @@ class Quickstart:
         card = {"title": f"Story {number}", "text": " ".join(row["text"].split()[:num_words])}
         card["prompt"] = self._write_sample(f"{number}_prompt", prompt, SAMPLING_RATE)
         for name, (model, processor) in self.models_and_processors.items():
-            pipeline = TinyWavePipeline(model, processor, SpeechCodec(self.encoder, self.vocoder, self.decoder))
+            pipeline = TinyWavePipeline(model, processor, self.codec)
             torch.manual_seed(self.recipe["seed"])
             start = time.perf_counter()
             (continuation,) = pipeline([("speech", prompt)], **self.recipe["generation"])
@@ -197,12 +197,8 @@ class Quickstart:
         return load_speech_encoder(SPEECH_ENCODER)
 
     @cached_property
-    def vocoder(self):
-        return load_vocoder(VOCODER)
-
-    @cached_property
-    def decoder(self):
-        return neural_decoder(griffin_lim=False)
+    def codec(self):
+        return SpeechCodec(self.encoder, load_vocoder(VOCODER), neural_decoder(griffin_lim=False))
 
     @cached_property
     def models_and_processors(self):

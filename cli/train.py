@@ -1,14 +1,17 @@
 """`tinywave train nano/teacher --units outputs/units --output-dir outputs/teacher`"""
 
+from pathlib import Path
+
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from ..configuration_tinywave import TinyWaveConfig
-from ..data.interleaving import INTERLEAVED, SPEECH_ONLY, AlignedDocument, InterleavedDataset, read_documents
+from ..data.interleaving import INTERLEAVED, SPEECH_ONLY, InterleavedDataset, read_documents
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..tokenization_tinywave import build_tokenizer, train_text_tokenizer
 from ..training.pretraining import train_language_model
 from .recipe import read_recipe
 
+TRAINING_SPLITS = ("train", "validation")
 MIXTURES = {"speech": SPEECH_ONLY, "interleaved": INTERLEAVED}
 
 
@@ -21,17 +24,15 @@ def add_arguments(parser):
 
 def run(arguments) -> int:
     recipe = read_recipe(arguments.recipe)
-    documents = {
-        split: read_documents(arguments.units, split, recipe.get("domains")) for split in ("train", "validation")
-    }
     if arguments.init_from:
         model = TinyWaveForCausalLM.from_pretrained(arguments.init_from, dtype="float32")
         config, tokenizer = model.config, PreTrainedTokenizerFast.from_pretrained(arguments.init_from)
     else:
         model = config = TinyWaveConfig.from_preset(recipe["preset"])
-        texts = [" ".join(document.words) for document in documents["train"]]
+        documents = read_documents(arguments.units, "train", recipe.get("domains"))
+        texts = [" ".join(document.words) for document in documents]
         tokenizer = build_tokenizer(config, train_text_tokenizer(texts, config))
-    datasets = {split: make_dataset(recipe, rows, config, tokenizer) for split, rows in documents.items()}
+    datasets = {split: make_dataset(recipe, arguments.units, split, config, tokenizer) for split in TRAINING_SPLITS}
     train_language_model(
         model,
         datasets["train"],
@@ -44,9 +45,14 @@ def run(arguments) -> int:
 
 
 def make_dataset(
-    recipe: dict, documents: list[AlignedDocument], config: TinyWaveConfig, tokenizer: PreTrainedTokenizerFast
+    recipe: dict, units_folder: str | Path, split: str, config: TinyWaveConfig, tokenizer: PreTrainedTokenizerFast
 ) -> InterleavedDataset:
-    """The data set of a training recipe: its `mixture` (a name or weights of patterns), `max_length` and `seed`."""
+    """Documents of one split as a training recipe wants them: its `domains`, `mixture`, `max_length` and `seed`.
+
+    `mixture` is a name or the weights of patterns. Pitch and style are read where the model has them.
+    """
+    prosody = [name for name in ("pitch", "style") if name in config.stream_ranges()]
+    documents = read_documents(units_folder, split, recipe.get("domains"), config.unit_rate, prosody)
     mixture = recipe["mixture"]
     if not isinstance(mixture, dict):
         mixture = MIXTURES[mixture]

@@ -3,7 +3,6 @@
 The word error rate of the original audio stands beside it: the recogniser's own errors are in both.
 """
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,20 +10,14 @@ from pathlib import Path
 import jiwer
 import numpy as np
 import soxr
-import torch
 from tqdm import tqdm
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-from ..data.audio_io import load_audio, waveform_to_flac_bytes
-from ..data.kokoro_voice import TEST_VOICES, KokoroVoice
+from ..codec_tinywave import SpeechCodec
 from ..data.whisper_weights import whisper_ct2_folder
-from ..speech_encoder_tinywave import SpeechEncoder
-from ..tokenization_tinywave import deduplicate
-from ..vocoder_tinywave import NeuralDecoder, Vocoder
 from .statistics import bootstrap_sums
 
 ENCODER_SAMPLING_RATE = 16_000
-TRANSCRIPTS_FILE = "transcripts.json"
 
 _normalize_text = EnglishTextNormalizer({})
 
@@ -129,76 +122,28 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> Wor
     return WordErrorRate(sum(edits) / sum(words), [float(edge) for edge in interval], len(words), sum(words))
 
 
-def resynthesize(
-    waveform: np.ndarray, encoder: SpeechEncoder, vocoder: Vocoder, decoder: NeuralDecoder | None = None
-) -> np.ndarray:
-    """Waveform at 16 kHz -> units with their true durations -> waveform at `vocoder.sampling_rate`."""
-    raw_units = encoder.encode([torch.from_numpy(np.asarray(waveform, dtype=np.float32))])[0]
-    units, durations = deduplicate(raw_units.tolist())
-    return vocoder.units_to_waveform(torch.from_numpy(units), torch.from_numpy(durations), decoder).numpy()
-
-
-def read_recordings(folder: str | Path) -> list[SpokenText]:
-    """Read a folder of audio files with a `transcripts.json` (file name -> text), in the order of that file.
-
-    Raises:
-        FileNotFoundError: no `transcripts.json`.
-        AudioError: a file that it names is missing or cannot be read.
-    """
-    folder = Path(folder)
-    transcripts = json.loads((folder / TRANSCRIPTS_FILE).read_text(encoding="utf-8"))
-    return [
-        SpokenText(name, load_audio(folder / name, ENCODER_SAMPLING_RATE), text) for name, text in transcripts.items()
-    ]
-
-
-def write_recordings(recordings: Iterable[SpokenText], folder: str | Path) -> None:
-    """Write recordings as `<id>.flac` at 16 kHz with a `transcripts.json`, the inverse of `read_recordings`."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    transcripts = {}
-    for recording in recordings:
-        name = f"{Path(recording.id).stem}.flac"
-        (folder / name).write_bytes(waveform_to_flac_bytes(recording.waveform, ENCODER_SAMPLING_RATE))
-        transcripts[name] = recording.text
-    (folder / TRANSCRIPTS_FILE).write_text(json.dumps(transcripts, indent=2) + "\n", encoding="utf-8")
-
-
-def speak_in_unseen_voices(sentences: Sequence[str], kokoro: KokoroVoice) -> list[SpokenText]:
-    """Speak sentences in the Kokoro test voices in turn; no model is trained on these voices."""
-    recordings = []
-    for index, sentence in enumerate(sentences):
-        voice = TEST_VOICES[index % len(TEST_VOICES)]
-        utterance = kokoro.synthesize(sentence, voice=voice)
-        waveform = soxr.resample(utterance.waveform, utterance.sampling_rate, ENCODER_SAMPLING_RATE)
-        recordings.append(SpokenText(f"{voice}_{index:03d}", waveform, sentence))
-    return recordings
-
-
 def evaluate_resynthesis(
     recordings: Iterable[SpokenText],
-    encoder: SpeechEncoder,
-    vocoder: Vocoder,
-    decoder: NeuralDecoder | None = None,
+    codec: SpeechCodec,
     transcribe: Callable[[np.ndarray, int], str] | None = None,
 ) -> ResynthesisResult:
     """Word error rate of recordings before and after units.
 
     Args:
         recordings: the set to measure.
-        decoder: neural decoder; without it the Griffin-Lim fallback is measured.
+        codec: encodes and speaks; units keep their true durations.
         transcribe (default `WhisperTranscriber()`): waveform, sampling rate -> text.
     """
     transcribe = transcribe or WhisperTranscriber()
     rows = []
     for recording in tqdm(list(recordings), desc="resynthesis", unit="clip"):
-        rebuilt = resynthesize(recording.waveform, encoder, vocoder, decoder)
+        rebuilt = codec.decode(codec.encode([recording.waveform])[0]).numpy()
         rows.append(
             {
                 "id": recording.id,
                 "text": recording.text,
                 "heard_original": transcribe(recording.waveform, ENCODER_SAMPLING_RATE),
-                "heard_resynthesis": transcribe(rebuilt, vocoder.sampling_rate),
+                "heard_resynthesis": transcribe(rebuilt, codec.output_sampling_rate),
             }
         )
     texts = [row["text"] for row in rows]

@@ -5,6 +5,7 @@ import pytest
 import soxr
 import torch
 
+from tinywave.codec_tinywave import SpeechCodec
 from tinywave.configuration_tinywave import SpeechEncoderConfig, VocoderConfig
 from tinywave.data.hibari_voice import HibariVoice
 from tinywave.eval.resynthesis import (
@@ -12,9 +13,7 @@ from tinywave.eval.resynthesis import (
     WhisperTranscriber,
     evaluate_resynthesis,
     normalize_words,
-    read_recordings,
     word_error_rate,
-    write_recordings,
 )
 from tinywave.speech_encoder_tinywave import SpeechEncoder
 from tinywave.vocoder_tinywave import Vocoder
@@ -64,15 +63,6 @@ def test_bad_transcripts_are_refused(references, heard, message):
         word_error_rate(references, heard)
 
 
-def test_written_recordings_are_read_back(recording, tmp_path):
-    second = SpokenText("two", recording.waveform[:8_000], "She opened")
-    write_recordings([recording, second], tmp_path)
-    found = read_recordings(tmp_path)
-    assert [(item.id, item.text) for item in found] == [("one.flac", TEXT), ("two.flac", "She opened")]
-    for item, expected in zip(found, (recording, second), strict=True):
-        np.testing.assert_allclose(item.waveform, expected.waveform, atol=1e-4)
-
-
 def test_clean_speech_is_heard_and_noise_of_an_untrained_vocoder_is_not(recording):
     torch.manual_seed(0)
     backbone = {"model_type": "whisper", "d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2}
@@ -81,7 +71,7 @@ def test_clean_speech_is_heard_and_noise_of_an_untrained_vocoder_is_not(recordin
     ).eval()
     encoder.quantizer.centroids.normal_()
     vocoder = Vocoder(VocoderConfig(num_units=10, hidden_size=16, duration_hidden_size=16)).eval()
-    result = evaluate_resynthesis([recording], encoder, vocoder, transcribe=WhisperTranscriber())
+    result = evaluate_resynthesis([recording], SpeechCodec(encoder, vocoder), WhisperTranscriber())
     assert result.original.value == 0.0
     assert result.resynthesis.value >= 0.8
     assert result.rows[0]["text"] == TEXT
