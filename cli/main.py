@@ -24,6 +24,7 @@ VERBS = {
     "correct": "correct a teacher on the distillation domain with LoRA",
     "distill": "prune a teacher into a student and distil it",
     "train-pitch": "train the pitch encoder that turns F0 into pitch tokens",
+    "train-style": "train the style encoder that names the speaking style of every second",
     "train-vocoder": "train the vocoder that makes units audible",
     "train-hifigan": "train a HiFi-GAN on units, pitch and style; needs a GPU",
     "build-suites": "build the minimal-pair test suites",

@@ -1,0 +1,31 @@
+"""`tinywave train-style nano/style --corpus outputs/corpus --output-dir outputs/style_encoder`"""
+
+from pathlib import Path
+
+from ..configuration_tinywave import StyleEncoderConfig
+from ..training.checkpoints import last_checkpoint, save_in_bfloat16
+from ..training.style_training import StyleTrainingArguments, load_style_examples, train_style
+from .recipe import read_recipe
+
+
+def add_arguments(parser):
+    parser.add_argument("recipe", help="style recipe: a YAML file or the name of a packaged one")
+    parser.add_argument("--corpus", required=True, nargs="+", help="folders that `tinywave prepare` wrote")
+    parser.add_argument("--output-dir", required=True, help="folder of the style encoder and its checkpoints")
+
+
+def run(arguments) -> int:
+    recipe = read_recipe(arguments.recipe)
+    output = Path(arguments.output_dir)
+    config = StyleEncoderConfig(**recipe["model"])
+    hours, seed = recipe["hours_per_style"], recipe["seed"]
+    style_encoder = train_style(
+        load_style_examples(arguments.corpus, config.style_names, "train", hours, seed),
+        StyleTrainingArguments(output_dir=str(output), seed=seed, **recipe["training"]),
+        config,
+        load_style_examples(arguments.corpus, config.style_names, "validation", hours, seed),
+        resume_from_checkpoint=last_checkpoint(output),
+    )
+    save_in_bfloat16(style_encoder, output)
+    print(output)
+    return 0
