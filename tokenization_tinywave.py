@@ -196,6 +196,8 @@ def modality_of_ids(ids: Sequence[int], config: TinyWaveConfig) -> np.ndarray:
     for name, owned in config.stream_ranges().items():
         inside = (ids >= owned.start) & (ids < owned.stop)
         modality[inside] = TEXT_MODALITY if name == "text" else SPEECH_MODALITY
+    # Llama 3 has its special ids behind those of text, inside the range.
+    modality[np.isin(ids, (config.pad_token_id, config.bos_token_id, *config.eos_token_ids))] = NO_MODALITY
     return modality
 
 
@@ -218,16 +220,20 @@ def segments_to_ids(
         add_eos (`bool`, default False): end with the configuration's EOS id.
 
     Raises `ValueError` for an unknown modality, an empty segment, a unit out of range, a unit token or marker typed in
-    a text, and what [`streams_to_ids`] refuses.
+    a text, text for a model without text ids, and what [`streams_to_ids`] refuses.
     """
     ids = [config.bos_token_id] if add_bos else []
     for modality, content in _join_neighbours(segments, config):
         if modality == "text":
+            if not config.stream_ranges()["text"]:
+                raise ValueError("found a text segment, but this model knows no text; give speech alone")
             ids.append(config.text_marker_id)
             # Special tokens typed in a text ("</s>") are text, not commands.
             ids.extend(tokenizer.encode(content, add_special_tokens=False, split_special_tokens=True))
         else:
-            ids.append(config.speech_marker_id)
+            # The BOS of a model of speech alone may be the marker itself, and stands there once.
+            if ids[-1:] != [config.speech_marker_id]:
+                ids.append(config.speech_marker_id)
             ids.extend(_drop_repeats(content, config).tolist())
     if add_eos:
         ids.append(config.eos_token_ids[0])

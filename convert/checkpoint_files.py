@@ -7,6 +7,7 @@ that the files carry are compared first.
 
 import json
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ _SAFETENSORS_DTYPES = {
 }
 # What a saved configuration says about its own file, and nothing about the model.
 _FILE_FIELDS = {"architectures", "auto_map", "transformers_version", "_name_or_path", "torch_dtype", "dtype"}
+_READING_ERRORS = (RuntimeError, EOFError, OSError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 _WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -146,12 +148,15 @@ def load_torch_file(path: Path) -> Any:
     try:
         # Files older than PyTorch 1.6 are one pickle, which cannot be mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except PermissionError:
+        raise
     except pickle.UnpicklingError as error:
-        wanted = _unsafe_globals(path, error)
+        # The message of PyTorch recommends to read the file with its code; it is not repeated.
+        wanted = _unsafe_globals(path, str(error))
         if wanted:
             raise ValueError(_refusal(path, wanted)) from error
-        raise ValueError(f"{path} is damaged or is not a PyTorch file; download it again ({error})") from error
-    except (RuntimeError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or is not a PyTorch file; download it again") from error
+    except _READING_ERRORS as error:
         raise ValueError(f"{path} is damaged or is not a PyTorch file; download it again ({error})") from error
 
 
@@ -166,13 +171,32 @@ def _check_archive(path: Path) -> None:
         raise ValueError(f"{path} is damaged: the checksum of its record {wrong} is wrong; download it again")
 
 
-def _unsafe_globals(path: Path, error: pickle.UnpicklingError) -> list[str]:
-    """Return the functions and classes that a file asks for beyond what tensors need; found without loading any."""
+def _unsafe_globals(path: Path, message: str) -> list[str]:
+    """Return the functions and classes that a file asks for beyond what tensors need; found without loading any.
+
+    Args:
+        message: of PyTorch's refusal, which names one of them.
+    """
     with suppress(ValueError, RuntimeError, pickle.UnpicklingError):
         wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if wanted:
             return sorted(wanted)
-    return re.findall(r"GLOBAL (\S+) was not", str(error))
+    named = re.findall(r"GLOBAL (\S+) (?:was not|whose)", message)
+    return named or _pickle_globals(path)
+
+
+def _pickle_globals(path: Path) -> list[str]:
+    """Return what a bare pickle asks for, read from its instructions."""
+    names, strings = [], []
+    with suppress(ValueError, OSError), open(path, "rb") as file:
+        for instruction, argument, _ in pickletools.genops(file):
+            if isinstance(argument, str):
+                strings.append(argument)
+            if instruction.name == "GLOBAL":
+                names.append(argument.replace(" ", "."))
+            elif instruction.name == "STACK_GLOBAL":
+                names.append(".".join(strings[-2:]))
+    return sorted(set(names))
 
 
 def _refusal(path: Path, wanted: list[str]) -> str:

@@ -4,7 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import hubert_checkpoint, hubert_folder, licences, spirit_lm_model
+from . import (
+    code_hifigan,
+    f0_vqvae,
+    hubert_checkpoint,
+    hubert_folder,
+    licences,
+    slamkit_unit_lm,
+    spirit_lm,
+    spirit_lm_model,
+    style_classifier,
+)
 from .conversion import Conversion, ConvertOptions
 from .licences import Licence
 
@@ -27,17 +37,41 @@ class SourceFormat:
 
 
 FORMATS = {
-    "spirit-lm-model": SourceFormat(
-        "a 7B language model of SPIRIT-LM",
+    "spirit-lm": SourceFormat(
+        "the SPIRIT-LM release",
         licences.SPIRIT_LM,
-        spirit_lm_model.recognises_spirit_lm,
-        spirit_lm_model.plan_spirit_lm,
+        spirit_lm.recognises,
+        spirit_lm.plan,
     ),
     "spirit-lm-hubert": SourceFormat(
         "SPIRIT-LM's phonetic encoder",
         licences.SPIRIT_LM,
         hubert_checkpoint.recognises,
         hubert_checkpoint.plan,
+    ),
+    "spirit-lm-pitch": SourceFormat(
+        "SPIRIT-LM's pitch quantizer",
+        licences.SPIRIT_LM,
+        f0_vqvae.recognises,
+        f0_vqvae.plan,
+    ),
+    "spirit-lm-style": SourceFormat(
+        "SPIRIT-LM's style classifier",
+        licences.SPIRIT_LM,
+        style_classifier.recognises,
+        style_classifier.plan,
+    ),
+    "spirit-lm-hifigan": SourceFormat(
+        "a vocoder of SPIRIT-LM",
+        licences.SPIRIT_LM,
+        code_hifigan.recognises_spirit_lm,
+        code_hifigan.plan_spirit_lm,
+    ),
+    "spirit-lm-model": SourceFormat(
+        "a 7B language model of SPIRIT-LM",
+        licences.SPIRIT_LM,
+        spirit_lm_model.recognises_spirit_lm,
+        spirit_lm_model.plan_spirit_lm,
     ),
     "tinywave": SourceFormat(
         "a TinyWave repository of the Hub, or another Llama folder with SPIRIT-LM's tokens",
@@ -50,6 +84,18 @@ FORMATS = {
         licences.MHUBERT,
         hubert_folder.recognises,
         hubert_folder.plan,
+    ),
+    "slamkit": SourceFormat(
+        "a unit language model of slamkit",
+        licences.SLAMKIT,
+        slamkit_unit_lm.recognises,
+        slamkit_unit_lm.plan,
+    ),
+    "code-hifigan": SourceFormat(
+        "a code HiFi-GAN vocoder of textlesslib or fairseq",
+        licences.UNKNOWN,
+        code_hifigan.recognises_other,
+        code_hifigan.plan_other,
     ),
 }
 

@@ -1,5 +1,6 @@
 """Llama folders with speech tokens -> TinyWave folders: what SPIRIT-LM, the TinyWave repos and slamkit share."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,13 @@ def llama_to_tinywave_config(settings: dict[str, Any], layout: dict[str, int]) -
     """Return our configuration of a published Llama folder.
 
     Args:
-        settings (`dict`): of `read_settings`; what it leaves out means Llama's own default.
+        settings (`dict`): of `read_settings`; what it leaves out means Llama's own default, what Llama does not know
+            (older versions of transformers kept generation settings there) is left out.
         layout (`dict`): the fields that say which id means what.
     """
-    fields = without_file_fields(LlamaConfig(**settings).to_dict())
-    return TinyWaveConfig(**fields | layout)
+    known = {field.name for field in dataclasses.fields(LlamaConfig)} | {"rope_theta", "rope_scaling"}
+    fields = LlamaConfig(**{name: value for name, value in settings.items() if name in known}).to_dict()
+    return TinyWaveConfig(**without_file_fields(fields) | layout)
 
 
 def empty_model(config: TinyWaveConfig) -> TinyWaveForCausalLM:

@@ -140,7 +140,7 @@ class ShardWriter:
 
     def record(self) -> dict[str, str | dict[str, str]]:
         """Return what the next run needs to recognise the finished shards."""
-        return {"fingerprint": self.fingerprint, "sha256": self.digests}
+        return {"fingerprint": self.fingerprint, "sha256": dict(sorted(self.digests.items()))}
 
     def write(self, progress: Callable[[int], object] = lambda num_bytes: None) -> None:
         """Write every unfinished shard, then the index where there is more than one.
@@ -210,11 +210,17 @@ def _values(planned: PlannedTensor) -> memoryview:
     tensor = found.detach().to(planned.spec.dtype).contiguous()
     if tensor.shape != planned.spec.shape:
         raise ValueError(f"{planned.name} has shape {list(tensor.shape)}; expected {list(planned.spec.shape)}")
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        if torch.isfinite(found).all():
+    if not _is_finite(tensor):
+        if _is_finite(found):
             raise ValueError(f"{planned.name} has values too large for {tensor.dtype}; choose another --dtype")
         raise ValueError(f"{planned.name} holds NaN or infinite values: the file is damaged; download it again")
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; looked at in pieces, which keeps the memory small."""
+    pieces = tensor.reshape(-1).split(_READ_BYTES) if tensor.is_floating_point() else ()
+    return all(bool(torch.isfinite(piece).all()) for piece in pieces)
 
 
 def file_sha256(path: Path) -> str | None:

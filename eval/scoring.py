@@ -78,6 +78,8 @@ class UnitSequenceFormat:
             config (`TinyWaveConfig`): or any with `bos_token_id`, `speech_marker_id`, `unit_offset`, `num_units`.
         """
         prefix = ((config.bos_token_id,) if bos else ()) + ((config.speech_marker_id,) if marker else ())
+        # In a model of speech alone BOS may be the marker itself.
+        prefix = tuple(dict.fromkeys(prefix))
         return cls(config.unit_offset, config.num_units, prefix, bos, marker, deduplicate)
 
     @property

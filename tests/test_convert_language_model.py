@@ -60,10 +60,9 @@ def piece_message(piece, kind):
     return b"\x0a" + bytes([len(body)]) + body
 
 
-@pytest.fixture(scope="module")
-def text_model(tmp_path_factory):
+def train_text_model(folder):
     """A sentencepiece model with Llama's settings: byte-pair encoding, byte fallback, nothing normalized."""
-    prefix = tmp_path_factory.mktemp("text") / "text"
+    prefix = folder / "text"
     sentencepiece.SentencePieceTrainer.train(
         input=str(Path(__file__).parents[1] / "LICENSE"),
         model_prefix=str(prefix),
@@ -76,6 +75,11 @@ def text_model(tmp_path_factory):
         minloglevel=2,
     )
     return prefix.with_suffix(".model")
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory):
+    return train_text_model(tmp_path_factory.mktemp("text"))
 
 
 def reference_model(num_tokens, vocab_size, dtype=torch.bfloat16, seed=0):
