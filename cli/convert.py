@@ -28,10 +28,12 @@ def run(arguments) -> int:
     print(f"Licence of the weights: {source_format.licence.as_text()}")
     if stated := stated_licence(arguments.source):
         print(f"The card of the source states: {stated}.")
+    print("Reading the names of the tensors and the checksums of the files ...", flush=True)
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     options = ConvertOptions(dtype=dtype, kmeans=arguments.kmeans)
     conversions = source_format.plan(arguments.source, options)
     work = ConversionRun(conversions, arguments.destination, options)
+    print(f"{work.num_bytes:,} bytes of weights to write into {arguments.destination}")
     with tqdm(total=work.num_bytes, unit="B", unit_scale=True, desc="writing") as bar:
         work.run(bar.update)
     for conversion, report in zip(work.conversions, work.reports, strict=True):

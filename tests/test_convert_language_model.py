@@ -283,6 +283,8 @@ def test_licence_is_printed_first_and_stands_in_the_card(text_model, tmp_path, c
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("Licence of the weights: FAIR Noncommercial Research License. ")
     assert lines[2] == "The card of the source states: apache-2.0."
+    weights = sum(2 * tensor.numel() for tensor in load_file(tmp_path / "converted" / "model.safetensors").values())
+    assert f"{weights:,} bytes of weights to write into {tmp_path / 'converted'}" in lines
     card = (tmp_path / "converted" / "README.md").read_text()
     assert card.startswith("---\nlicense: other\nlicense_name: fair-noncommercial-research-license\n")
     assert "states: apache-2.0." in card and (tmp_path / "converted" / "LICENSE").read_text() == "terms"
