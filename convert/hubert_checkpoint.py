@@ -26,6 +26,7 @@ from .licences import SPIRIT_LM
 HUBERT_FILE = "mhubert_base_25hz.pt"
 QUANTIZER_FILE = "L11_quantizer_500.pt"
 LAYER = 11
+_MOST_CONV_LAYERS = 100
 USAGE = """
 import torch
 from transformers import AutoModel
@@ -166,7 +167,10 @@ def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             return value(node.left) + value(node.right)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-            return value(node.left) * value(node.right)
+            left, right = value(node.left), value(node.right)
+            if not isinstance(left, list) or not isinstance(right, int) or len(left) * right > _MOST_CONV_LAYERS:
+                raise ValueError(f"expected a list repeated to at most {_MOST_CONV_LAYERS} layers")
+            return left * right
         raise ValueError(f"{ast.dump(node)} is not a list, tuple, number, + or *")
 
     try:

@@ -211,7 +211,10 @@ def test_convolutions_are_read_without_eval(text, layers):
     assert parse_conv_layers(text) == layers
 
 
-@pytest.mark.parametrize("text", ["__import__('os').getcwd()", "[(1,2)]", "[]", "[(1,2,3)", "[(1,2,3)] * [2]", "9"])
+@pytest.mark.parametrize(
+    "text",
+    ["__import__('os').getcwd()", "[(1,2)]", "[]", "[(1,2,3)", "[(1,2,3)] * [2]", "9", "[(1,2,3)] * 65536 * 65536"],
+)
 def test_other_expressions_are_refused(text):
     with pytest.raises(ValueError, match="cannot be read"):
         parse_conv_layers(text)
