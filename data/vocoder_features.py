@@ -2,12 +2,16 @@
 
 The input may be any voice or style; the target is always the base style of hibari. Both speak the same phones, so the
 target is stretched phone by phone onto the times of the input. The vocoder so learns to ignore who speaks.
+
+For a vocoder that hears pitch and style, the pitch codes of the input are kept, and the target has the melody of the
+input: hibari's mean F0, raised or lowered as in the style, times the input's F0 over the input's mean.
 """
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
@@ -20,15 +24,19 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from ..configuration_tinywave import VocoderConfig
+from ..pitch_encoder_tinywave import PitchEncoder
 from ..speech_encoder_tinywave import SpeechEncoder
 from ..vocoder_tinywave import F0_RANGE, SUBFRAMES, waveform_to_log_mel
-from .hibari_voice import STYLES, VOICE, HibariVoice
+from .f0_extraction import F0_RATE, F0Extractor, load_f0_extractor
+from .hibari_voice import STYLES, VOICE, HibariDecoder, HibariVoice
 from .kokoro_voice import KokoroVoice
 from .pronunciation import Utterance
 from .story_language import sample_story
 from .text_items import book_sentences
 
 TENSORS = ("units", "features", "f0", "energy", "log_mel")
+MEAN_F0 = 197.0
+"""Of hibari's base style, Hz: mean of 40 book sentences, whose own means lie within 189 and 214 Hz."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,8 @@ class VocoderExample:
         energy: `(2 T,)`.
         log_mel: `(2 T, num_mel_bins)` float16.
         text, split, voice: of the item.
+        style: of the item; "" in features that were prepared without prosody.
+        pitch: `(P,)` int16, pitch codes at 12.5 Hz; None in features that were prepared without prosody.
     """
 
     units: torch.Tensor
@@ -75,6 +85,42 @@ class VocoderExample:
     text: str
     split: str
     voice: str
+    style: str = ""
+    pitch: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ProsodyReader:
+    """What hears the pitch of an utterance, for a vocoder that is to speak with it.
+
+    Attributes:
+        extract_f0: waveform `(S,)` at 16 kHz -> F0 (Hz) and voiced flag at 200 Hz, as [`load_f0_extractor`] gives it.
+        f0_to_codes: list of (f0, voiced) -> list of pitch codes `(P,)` at 12.5 Hz.
+        num_codes: number of pitch codes.
+        fingerprint: changes with the codes; features made with another one are made anew.
+        follows_style: whether the target is as high as its style is, for a vocoder that hears the style too. Pitch
+            codes are relative to the mean of an utterance, so without it no height can be learnt.
+    """
+
+    extract_f0: F0Extractor
+    f0_to_codes: Callable[[list[tuple[np.ndarray, np.ndarray]]], list[torch.LongTensor]]
+    num_codes: int
+    fingerprint: str
+    follows_style: bool = False
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, follows_style: bool = False) -> "ProsodyReader":
+        """Load a pitch encoder and the F0 extractor that it was trained with.
+
+        Raises `OSError` or `ValueError` for a folder without a pitch encoder, `ModuleNotFoundError` without the
+        extractor's package.
+        """
+        encoder = PitchEncoder.from_pretrained(folder).eval()
+        digest = hashlib.sha256(encoder.config.f0_extractor.encode())
+        for name, tensor in sorted(encoder.state_dict().items()):
+            digest.update(name.encode() + tensor.float().numpy().tobytes())
+        extractor = load_f0_extractor(encoder.config.f0_extractor)
+        return cls(extractor, encoder.f0_to_codes, encoder.num_codes, digest.hexdigest()[:16], follows_style)
 
 
 def sample_vocoder_texts(num_story_sentences: int = 600, seed: int = 0) -> list[tuple[str, str]]:
@@ -143,6 +189,14 @@ class VocoderSpeaker:
         """The same phones in hibari's base style, with the inputs of its decoder."""
         return self._hibari.synthesize(phonemes=phonemes, return_features=True)
 
+    @functools.cached_property
+    def _decoder(self) -> HibariDecoder:
+        return HibariDecoder()
+
+    def decode_target(self, features: np.ndarray, f0: np.ndarray, energy: np.ndarray) -> np.ndarray:
+        """Decoder inputs -> the waveform of the target at 24 kHz."""
+        return self._decoder.decode(features, f0, energy)
+
 
 def prepare_vocoder_features(
     items: Sequence[VocoderItem],
@@ -150,6 +204,7 @@ def prepare_vocoder_features(
     speaker: VocoderSpeaker,
     output_folder: str | Path,
     items_per_shard: int = 100,
+    prosody: ProsodyReader | None = None,
 ) -> None:
     """Write one safetensors shard per `items_per_shard` items; finished shards are kept when it runs again.
 
@@ -158,16 +213,20 @@ def prepare_vocoder_features(
         encoder: gives the units; shards made with another encoder or other items are made anew.
         speaker: gives the speech and the targets.
         output_folder: made if missing.
+        prosody (*optional*): what hears the pitch. Default: the target has its own melody, for a vocoder of units
+            alone.
     """
     output_folder = Path(output_folder)
     output_folder.mkdir(parents=True, exist_ok=True)
-    fingerprint = encoder.fingerprint()
+    made_with = [encoder.fingerprint()]
+    if prosody is not None:
+        made_with += [prosody.fingerprint, prosody.follows_style]
     shards = [items[start : start + items_per_shard] for start in range(0, len(items), items_per_shard)]
     for index, shard in enumerate(tqdm(shards, desc="vocoder features", unit="shard")):
         path = output_folder / f"shard-{index:05d}.safetensors"
-        key = hashlib.sha256(json.dumps([fingerprint, [asdict(item) for item in shard]]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([*made_with, [asdict(item) for item in shard]]).encode()).hexdigest()
         if _shard_key(path) != key:
-            _write_shard(path, _prepare_shard(shard, encoder, speaker), key)
+            _write_shard(path, _prepare_shard(shard, encoder, speaker, prosody), key)
 
 
 def load_vocoder_features(folder: str | Path, split: str | None = None) -> list[VocoderExample]:
@@ -237,26 +296,66 @@ def stretch_target(target: Utterance, phone_edges: np.ndarray, num_frames: int, 
     )
 
 
+def follow_melody(f0: np.ndarray, rate: float, heard: tuple[np.ndarray, np.ndarray], mean_f0: float) -> np.ndarray:
+    """Give the voiced frames of a target the melody that was heard in the input, at another mean.
+
+    Args:
+        f0 (`(N,)`): of the target, Hz, 0 = unvoiced; only its voicing is kept.
+        rate: frames of the target per second (Hz); frame i stands at (i + 0.5) / rate.
+        heard: F0 (Hz) and voiced flag of the input at 200 Hz; F0 of unvoiced frames is not read.
+        mean_f0: Hz.
+
+    Returns:
+        `(N,)` float32: `mean_f0` times the input's F0 over its mean, linear between its voiced frames, 0 where the
+        target is unvoiced. Where nothing is voiced in the input, `f0` as it is.
+    """
+    heard_f0, voiced = heard
+    if not voiced.any():
+        return f0
+    ratio = heard_f0[voiced] / heard_f0[voiced].mean()
+    times = (np.arange(len(f0)) + 0.5) / rate
+    melody = mean_f0 * np.interp(times, np.flatnonzero(voiced) / F0_RATE, ratio)
+    return np.where(f0 > 0, np.clip(melody, *F0_RANGE), 0).astype(np.float32)
+
+
 def utterance_edges(utterance: Utterance) -> np.ndarray:
     """Start and end of every phone in order, seconds, `(2 * phones,)`; pauses lie between one phone and the next."""
     return np.array([edge for phone in utterance.phones for edge in (phone.start, phone.end)])
 
 
 def _prepare_shard(
-    items: Sequence[VocoderItem], encoder: SpeechEncoder, speaker: VocoderSpeaker
+    items: Sequence[VocoderItem], encoder: SpeechEncoder, speaker: VocoderSpeaker, prosody: ProsodyReader | None
 ) -> list[VocoderExample]:
     config = VocoderConfig()
     utterances = [speaker.speak(item) for item in items]
     waveforms = [soxr.resample(x.waveform, x.sampling_rate, encoder.sampling_rate) for x in utterances]
+    melodies = [None] * len(items) if prosody is None else [prosody.extract_f0(waveform) for waveform in waveforms]
+    codes = [None] * len(items) if prosody is None else prosody.f0_to_codes(melodies)
     examples = []
-    for item, utterance, units in zip(items, utterances, encoder.encode(waveforms), strict=True):
+    rows = zip(items, utterances, encoder.encode(waveforms), melodies, codes, strict=True)
+    for item, utterance, units, melody, pitch in rows:
         target = speaker.speak_target(utterance.phonemes)
         num_frames = int(np.floor(len(units) * config.decoder_frame_rate / config.unit_rate + 0.5))
         arrays = stretch_target(target, utterance_edges(utterance), num_frames, config)
+        more = {}
+        if prosody is not None:
+            mean_f0 = MEAN_F0 * (STYLES[item.style].pitch if prosody.follows_style else 1.0)
+            arrays = _with_melody(arrays, melody, mean_f0, speaker, config)
+            more = {"style": item.style, "pitch": pitch.to(torch.int16)}
         features, f0, energy, log_mel = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
         tensors = (units.to(torch.int16), features.half(), f0, energy, log_mel.half())
-        examples.append(VocoderExample(*tensors, text=item.text, split=item.split, voice=item.voice))
+        examples.append(VocoderExample(*tensors, text=item.text, split=item.split, voice=item.voice, **more))
     return examples
+
+
+def _with_melody(
+    arrays: tuple, melody: tuple, mean_f0: float, speaker: VocoderSpeaker, config: VocoderConfig
+) -> tuple:
+    """Replace f0 of a stretched target by the melody that was heard, and log_mel by that of how it sounds then."""
+    features, f0, energy, log_mel = arrays
+    f0 = follow_melody(f0, config.decoder_frame_rate * SUBFRAMES, melody, mean_f0)
+    waveform = speaker.decode_target(features, f0, energy)
+    return features, f0, energy, waveform_to_log_mel(torch.from_numpy(waveform), config).numpy()[: len(log_mel)]
 
 
 def _interpolate_rows(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -272,6 +371,10 @@ def _write_shard(path: Path, examples: list[VocoderExample], key: str) -> None:
     tensors["unit_counts"] = torch.tensor([len(example.units) for example in examples])
     tensors["frame_counts"] = torch.tensor([len(example.features) for example in examples])
     rows = [{"text": example.text, "split": example.split, "voice": example.voice} for example in examples]
+    if examples[0].pitch is not None:
+        tensors["pitch"] = torch.cat([example.pitch for example in examples])
+        tensors["pitch_counts"] = torch.tensor([len(example.pitch) for example in examples])
+        rows = [row | {"style": example.style} for row, example in zip(rows, examples, strict=True)]
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"key": key, "rows": json.dumps(rows)})
     os.replace(temporary, path)
@@ -291,12 +394,13 @@ def _read_shard(path: Path) -> Iterator[VocoderExample]:
     try:
         with safe_open(path, framework="pt") as shard:
             rows = json.loads(shard.metadata()["rows"])
-            tensors = {name: shard.get_tensor(name) for name in (*TENSORS, "unit_counts", "frame_counts")}
+            tensors = {name: shard.get_tensor(name) for name in shard.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read ({error}); delete it and prepare the features again.") from error
     unit_counts, frame_counts = tensors["unit_counts"].tolist(), tensors["frame_counts"].tolist()
     subframe_counts = [SUBFRAMES * count for count in frame_counts]
     counts = [unit_counts, frame_counts, subframe_counts, subframe_counts, subframe_counts]
     parts = [tensors[name].split(count) for name, count in zip(TENSORS, counts, strict=True)]
-    for row, *values in zip(rows, *parts, strict=True):
-        yield VocoderExample(*values, **row)
+    pitches = tensors["pitch"].split(tensors["pitch_counts"].tolist()) if "pitch" in tensors else [None] * len(rows)
+    for row, pitch, *values in zip(rows, pitches, *parts, strict=True):
+        yield VocoderExample(*values, **row, pitch=pitch)

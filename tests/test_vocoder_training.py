@@ -1,18 +1,26 @@
 """Vocoder material and training on real synthetic speech, with the units of a tiny encoder."""
 
-from dataclasses import replace
+import hashlib
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import soxr
 import torch
+from safetensors import safe_open
 
-from tinywave.configuration_tinywave import SpeechEncoderConfig, VocoderConfig
+from tinywave.cli.train_vocoder import read_prosody
+from tinywave.configuration_tinywave import PitchEncoderConfig, SpeechEncoderConfig, VocoderConfig
+from tinywave.data.f0_extraction import load_f0_extractor
 from tinywave.data.hibari_voice import HibariDecoder, HibariVoice
 from tinywave.data.story_language import split_of
 from tinywave.data.vocoder_features import (
+    MEAN_F0,
+    ProsodyReader,
     VocoderItem,
     VocoderSpeaker,
+    follow_melody,
     load_vocoder_features,
     prepare_vocoder_features,
     sample_vocoder_items,
@@ -20,10 +28,12 @@ from tinywave.data.vocoder_features import (
     stretch_target,
     utterance_edges,
 )
+from tinywave.pitch_encoder_tinywave import PitchEncoder
 from tinywave.speech_encoder_tinywave import SpeechEncoder
 from tinywave.training.checkpoints import save_in_bfloat16
 from tinywave.training.vocoder_training import (
     VocoderDataset,
+    VocoderTrainer,
     VocoderTrainingArguments,
     collate_vocoder_examples,
     duration_loss,
@@ -77,6 +87,27 @@ def encoder(speaker) -> SpeechEncoder:
 def features_folder(encoder, speaker, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     prepare_vocoder_features(ITEMS, encoder, speaker, folder, items_per_shard=2)
+    return folder
+
+
+def _f0_to_codes(contours) -> list[torch.Tensor]:
+    """16 codes at 12.5 Hz: F0 over its mean, averaged over 80 ms, in steps of 8 %."""
+    codes = []
+    for f0, voiced in contours:
+        ratio = f0[: len(f0) // 16 * 16].reshape(-1, 16).mean(1) / f0[voiced].mean()
+        codes.append(torch.from_numpy(np.clip(np.round(ratio / 0.08) - 5, 0, 15).astype(int)))
+    return codes
+
+
+@pytest.fixture(scope="module")
+def prosody() -> ProsodyReader:
+    return ProsodyReader(load_f0_extractor("swift-f0"), _f0_to_codes, 16, "steps of 8 %", follows_style=True)
+
+
+@pytest.fixture(scope="module")
+def melodic_folder(encoder, speaker, prosody, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("melodic")
+    prepare_vocoder_features(ITEMS, encoder, speaker, folder, items_per_shard=2, prosody=prosody)
     return folder
 
 
@@ -265,3 +296,134 @@ def test_sampled_items_are_reproducible_and_varied():
     kokoro = sum(item.voice == "af_heart" for item in items)
     plain = sum(item.voice == "hibari" and item.style == "base" and item.warp == 1.0 for item in items)
     assert 20 <= kokoro <= 60 and 55 <= plain <= 105
+
+
+def test_melody_by_hand():
+    """Heard: 100 Hz, then 300 Hz, unvoiced between; the target at 80 Hz has the same shape around 200 Hz."""
+    heard = np.concatenate([np.full(40, 100.0), np.full(20, 7.0), np.full(40, 300.0)])
+    voiced = np.concatenate([np.ones(40), np.zeros(20), np.ones(40)]).astype(bool)
+    target = np.full(40, 150.0, np.float32)
+    target[10:12] = 0
+    melody = follow_melody(target, 80.0, (heard, voiced), mean_f0=200.0)
+    assert melody.dtype == np.float32
+    assert (melody[10:12] == 0).all()
+    np.testing.assert_allclose(melody[:10], 100.0)
+    np.testing.assert_allclose(melody[24:], 300.0)
+    times = (np.arange(40) + 0.5) / 80
+    between = (times > 39 / 200) & (times < 60 / 200)
+    np.testing.assert_allclose(melody[between], 100 + 200 * (times[between] - 39 / 200) / (21 / 200), rtol=1e-5)
+    silent = follow_melody(target, 80.0, (np.zeros(100), np.zeros(100, bool)), 200.0)
+    assert (silent == target).all()
+
+
+def test_target_with_prosody_has_the_melody_of_the_input(melodic_folder, features_folder, speaker):
+    extract_f0 = load_f0_extractor("swift-f0")
+    for item, example, plain in zip(
+        ITEMS, load_vocoder_features(melodic_folder), load_vocoder_features(features_folder), strict=True
+    ):
+        f0, voiced = extract_f0(soxr.resample(speaker.speak(item).waveform, 24_000, 16_000))
+        times = (np.arange(len(example.f0)) + 0.5) / 80
+        nearest = np.minimum(np.round(times * 200).astype(int), len(f0) - 1)
+        both = (example.f0.numpy() > 0) & voiced[nearest]
+        target, heard = example.f0.numpy()[both], f0[nearest][both]
+        assert both.sum() > 30
+        assert np.corrcoef(target, heard)[0, 1] > 0.99
+        height = {"base": 1.0, "sad": 0.88, "happy": 1.2}[item.style]
+        assert target.mean() == pytest.approx(height * MEAN_F0, rel=0.04)
+        assert torch.equal(example.features, plain.features) and torch.equal(example.energy, plain.energy)
+        assert torch.equal(example.f0 > 0, plain.f0 > 0)
+        assert len(example.log_mel) == len(plain.log_mel) and not torch.equal(example.log_mel, plain.log_mel)
+        assert abs(len(example.pitch) - len(example.units) / 2) <= 1
+        assert (example.style, plain.style, plain.pitch) == (item.style, "", None)
+
+
+def test_features_with_other_codes_are_made_anew_and_those_without_keep_their_key(encoder, speaker, prosody, tmp_path):
+    def made(prosody) -> bool:
+        before = [path.stat().st_mtime_ns for path in tmp_path.iterdir()]
+        prepare_vocoder_features(ITEMS[:1], encoder, speaker, tmp_path, prosody=prosody)
+        return before != [path.stat().st_mtime_ns for path in tmp_path.iterdir()]
+
+    assert [made(None), made(None)] == [True, False]
+    content = json.dumps([encoder.fingerprint(), [asdict(ITEMS[0])]])
+    with safe_open(tmp_path / "shard-00000.safetensors", framework="pt") as shard:
+        assert shard.metadata()["key"] == hashlib.sha256(content.encode()).hexdigest()
+    assert [made(prosody), made(prosody), made(replace(prosody, fingerprint="other"))] == [True, False, True]
+    assert made(replace(prosody, fingerprint="other", follows_style=False))
+
+
+def test_crops_carry_the_codes_of_their_units(melodic_folder):
+    examples = load_vocoder_features(melodic_folder, split="train")
+    config = VocoderConfig(num_units=100, num_pitch_tokens=16, num_styles=3)
+    example = replace(examples[1], units=torch.arange(len(examples[1].units)))
+    dataset = VocoderDataset([example], config, crop_units=20, style_names=["base", "happy", "sad"])
+    for _ in range(5):
+        crop = dataset[0]
+        pitch = [int(example.pitch[min(unit // 2, len(example.pitch) - 1)]) for unit in crop["units"].tolist()]
+        assert crop["pitch"].tolist() == pitch
+        assert crop["style"].tolist() == [2] * 20
+    batch = collate_vocoder_examples([crop, crop])
+    assert batch["pitch"].shape == batch["style"].shape == (2, 20)
+
+
+def test_vocoder_learns_to_sing_from_pitch_and_style_alone(melodic_folder, tmp_path):
+    """All units are made equal, so that only the codes can tell F0."""
+    examples = load_vocoder_features(melodic_folder, split="train")
+    examples = [replace(example, units=torch.zeros_like(example.units)) for example in examples]
+    torch.manual_seed(0)
+    vocoder = Vocoder(VocoderConfig(**SMALL, num_pitch_tokens=16, num_styles=3))
+    set_output_statistics(vocoder, examples)
+    dataset = VocoderDataset(examples, vocoder.config, 40, ["base", "happy", "sad"])
+    arguments = _arguments(tmp_path, max_steps=120)
+    trainer = VocoderTrainer(
+        model=vocoder, args=arguments, train_dataset=dataset, data_collator=collate_vocoder_examples
+    )
+    trainer.train()
+    dataset = VocoderDataset(examples, vocoder.config, 1000, ["base", "happy", "sad"])
+    for index, example in enumerate(examples):
+        row = {name: dataset[index][name][None] for name in ("units", "pitch", "style")}
+        flat = row | {"pitch": torch.full_like(row["pitch"], 7)}
+        voiced = example.f0 > 0
+        with torch.no_grad():
+            sung, monotone = (
+                vocoder.eval()(arguments["units"], None, arguments["pitch"], arguments["style"])
+                .log_f0.exp()
+                .flatten()[: len(voiced)][voiced]
+                for arguments in (row, flat)
+            )
+        target = example.f0[voiced]
+        assert np.corrcoef(sung, target)[0, 1] > 0.7
+        assert float(monotone.std()) < 0.5 * float(target.std())
+    units, pitch = row["units"], row["pitch"]
+    with torch.no_grad():
+        sad, happy = (
+            vocoder(units, None, pitch, torch.full_like(units, style)).log_f0.exp().mean() for style in (2, 1)
+        )
+    assert happy > 1.1 * sad
+
+
+def test_codes_that_are_not_there_are_refused(features_folder, melodic_folder):
+    config = VocoderConfig(num_units=100, num_pitch_tokens=16, num_styles=3)
+    with pytest.raises(ValueError, match="Found the style ''; expected one of base"):
+        VocoderDataset(load_vocoder_features(features_folder), config, 20, ["base", "happy", "sad"])
+    with pytest.raises(ValueError, match="Found no pitch"):
+        VocoderDataset(load_vocoder_features(features_folder), VocoderConfig(num_pitch_tokens=16), 20)
+    with pytest.raises(ValueError, match="knows 0 to 2"):
+        VocoderDataset(load_vocoder_features(melodic_folder), VocoderConfig(num_pitch_tokens=3), 20)
+    with pytest.raises(ValueError, match="names the styles base; give --pitch-encoder"):
+        read_prosody(None, ["base"])
+    assert read_prosody(None, []) is None
+
+
+def test_a_saved_pitch_encoder_reads_prosody(speaker, tmp_path):
+    torch.manual_seed(0)
+    encoder = PitchEncoder(PitchEncoderConfig(num_codes=5, hidden_size=8, code_size=4, f0_extractor="swift-f0")).eval()
+    encoder.quantizer.codebook.normal_()
+    encoder.save_pretrained(tmp_path)
+    reader = read_prosody(str(tmp_path), ["base", "sad"])
+    assert reader.follows_style and not read_prosody(str(tmp_path), []).follows_style
+    assert reader.num_codes == 5
+    contour = reader.extract_f0(soxr.resample(speaker.speak(ITEMS[0]).waveform, 24_000, 16_000))
+    assert reader.f0_to_codes([contour])[0].tolist() == encoder.f0_to_codes([contour])[0].tolist()
+    encoder.quantizer.codebook.add_(1)
+    encoder.save_pretrained(tmp_path)
+    assert ProsodyReader.from_pretrained(tmp_path).fingerprint != reader.fingerprint

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 from ..configuration_tinywave import VocoderConfig
 from ..data.vocoder_features import VocoderExample, load_vocoder_features
 from ..tokenization_tinywave import deduplicate
-from ..vocoder_inputs_tinywave import length_mask
+from ..vocoder_inputs_tinywave import codes_at_frames, length_mask
 from ..vocoder_tinywave import SUBFRAMES, Vocoder, VocoderOutput
 
 MIN_STD = 1e-4
@@ -41,13 +42,47 @@ class VocoderTrainingArguments(TrainingArguments):
 
 
 class VocoderDataset(Dataset):
-    """Random crops of prepared utterances; a crop begins where unit and frame edges coincide (every 5 units)."""
+    """Random crops of prepared utterances; a crop begins where unit and frame edges coincide (every 5 units).
 
-    def __init__(self, examples: list[VocoderExample], config: VocoderConfig, crop_units: int):
+    Args:
+        examples: prepared utterances, with pitch where the configuration counts pitch codes.
+        config: of the vocoder.
+        crop_units: length of a crop at 25 Hz; a shorter utterance is taken whole.
+        style_names: the styles, in the order of their codes, where the configuration counts styles.
+
+    Raises:
+        ValueError: examples without pitch, with pitch codes out of range, or of an unknown style.
+    """
+
+    def __init__(
+        self,
+        examples: list[VocoderExample],
+        config: VocoderConfig,
+        crop_units: int,
+        style_names: Sequence[str] = (),
+    ):
         self.examples = examples
         self.config = config
         self.crop_units = crop_units
         self.edge = round(config.unit_rate) // math.gcd(round(config.unit_rate), round(config.decoder_frame_rate))
+        self.codes = [self._codes(example, style_names) for example in examples]
+
+    def _codes(self, example: VocoderExample, style_names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Pitch and style in force at each unit, `(U,)`, as far as the vocoder hears them."""
+        config, ones = self.config, torch.ones(len(example.units), dtype=torch.long)
+        style = None
+        if config.num_styles:
+            if example.style not in style_names:
+                raise ValueError(f"Found the style {example.style!r}; expected one of {', '.join(style_names)}.")
+            style = style_names.index(example.style)
+        # Features carry pitch also for a vocoder that hears only style.
+        pitch = example.pitch if config.num_pitch_tokens else None
+        ratio = config.pitch_rate / config.unit_rate
+        codes = {
+            "pitch": codes_at_frames("pitch", pitch, ones, config.num_pitch_tokens, ratio),
+            "style": codes_at_frames("style", style, ones, config.num_styles, 1.0),
+        }
+        return {name: values for name, values in codes.items() if values is not None}
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -67,6 +102,7 @@ class VocoderDataset(Dataset):
             "energy": example.energy[subframes].reshape(-1, SUBFRAMES),
             "log_mel": example.log_mel[subframes].float(),
             "all_units": example.units.long(),
+            **{name: codes[start:stop] for name, codes in self.codes[index].items()},
         }
 
     def _crop(self, num_units: int) -> tuple[int, int]:
@@ -76,10 +112,10 @@ class VocoderDataset(Dataset):
 
 
 def collate_vocoder_examples(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """Pad crops to one batch: units with lengths, targets over T frames, de-duplicated units with durations."""
+    """Pad crops to one batch: units and codes with lengths, targets over T frames, unit runs with durations."""
     pad = functools.partial(pad_sequence, batch_first=True)
     runs = [deduplicate(row["all_units"].tolist()) for row in rows]
-    batch = {name: pad([row[name] for row in rows]) for name in ("units", "features", "f0", "energy", "log_mel")}
+    batch = {name: pad([row[name] for row in rows]) for name in rows[0].keys() - {"all_units"}}
     batch["lengths"] = torch.tensor([len(row["units"]) for row in rows])
     batch["frame_lengths"] = torch.tensor([len(row["features"]) for row in rows])
     batch["run_units"] = pad([torch.as_tensor(units).long() for units, _ in runs])
@@ -131,7 +167,7 @@ class VocoderTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         units = self._add_unit_noise(inputs["units"]) if model.training else inputs["units"]
         vocoder = self.accelerator.unwrap_model(model)
-        output = model(units, inputs["lengths"])
+        output = model(units, inputs["lengths"], inputs.get("pitch"), inputs.get("style"))
         terms = vocoder_losses(output, inputs, vocoder.output_std, vocoder.output_sizes)
         log_durations = vocoder.predict_log_durations(inputs["run_units"], inputs["run_lengths"])
         terms["duration"] = duration_loss(log_durations, inputs["run_durations"], inputs["run_lengths"])
@@ -154,6 +190,7 @@ def train_vocoder(
     args: VocoderTrainingArguments,
     config: VocoderConfig | None = None,
     resume_from_checkpoint: bool | str | None = None,
+    style_names: Sequence[str] = (),
 ) -> Vocoder:
     """Train a vocoder on the "train" split of a folder made by `prepare_vocoder_features`.
 
@@ -162,9 +199,10 @@ def train_vocoder(
         args: Trainer arguments; `max_steps`, `seed`, `output_dir` and the loss weights matter most.
         config (default `VocoderConfig()`): sizes of the network.
         resume_from_checkpoint: as in `Trainer.train`.
+        style_names: the styles of a vocoder that hears them, in the order of their codes.
 
     Raises:
-        ValueError: the folder holds no training utterance.
+        ValueError: the folder holds no training utterance, or none with the pitch and style that `config` counts.
     """
     config = config or VocoderConfig()
     examples = load_vocoder_features(features_folder, split="train")
@@ -174,7 +212,7 @@ def train_vocoder(
     trainer = VocoderTrainer(
         model=vocoder,
         args=args,
-        train_dataset=VocoderDataset(examples, config, args.crop_units),
+        train_dataset=VocoderDataset(examples, config, args.crop_units, style_names),
         data_collator=collate_vocoder_examples,
     )
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
