@@ -4,11 +4,13 @@ Both read the parquet shards of a corpus (columns `id`, `split`, `audio`, and an
 thread each, which is faster on a CPU than one process of many threads.
 """
 
+import io
 import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
 import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -30,6 +33,7 @@ from .whisper_weights import WHISPER_BASE_CONFIG, load_whisper_encoder
 from .worker_processes import follow_parent
 
 _ROWS_PER_READ = 16
+_CORPUS_SAMPLING_RATE = 16_000
 
 
 class ShardError(ValueError):
@@ -206,6 +210,71 @@ def extract_units(
             sizes.append(len(identifiers))
     for _ in _run_jobs(jobs, sizes, encoder, num_processes, "units"):
         pass
+
+
+@dataclass(frozen=True)
+class UnitUtterance:
+    """An utterance of a corpus with the units of it.
+
+    `audio`: the encoded file, 16 kHz. `num_samples`: of the audio. `units`: int16 array, repeats kept.
+    """
+
+    audio: bytes
+    num_samples: int
+    units: np.ndarray
+
+    def read_samples(self, start: int, count: int) -> np.ndarray:
+        """Return float32 samples from `start` on, at most `count`; only what is asked for is decoded."""
+        with soundfile.SoundFile(io.BytesIO(self.audio)) as file:
+            file.seek(min(start, file.frames))
+            return file.read(count, dtype="float32")
+
+
+def load_unit_utterances(
+    corpus_folders: Sequence[str | os.PathLike], unit_folders: Sequence[str | os.PathLike], split: str
+) -> list[UnitUtterance]:
+    """Read the utterances of a split together with their units; the audio stays encoded in memory.
+
+    Args:
+        corpus_folders: parquet shards with `id`, `split`, `audio` (16 kHz) and `num_samples`.
+        unit_folders: what [`extract_units`] made of each of these corpora, in the same order.
+        split: "train", "validation" or "test".
+
+    Raises [`ShardError`] for shards that are damaged, missing, of other rows or of two encoders, and when no corpus
+    has the split; `ValueError` when there are not as many unit folders as corpora.
+    """
+    if len(corpus_folders) != len(unit_folders):
+        found = f"{len(corpus_folders)} corpora and {len(unit_folders)} unit folders"
+        raise ValueError(f"found {found}; expected one unit folder for each corpus")
+    utterances, encoders = [], set()
+    for corpus_folder, unit_folder in zip(corpus_folders, unit_folders, strict=True):
+        for path in _shards(corpus_folder):
+            unit_path = Path(unit_folder) / path.name
+            if not unit_path.is_file():
+                raise ShardError(f"{unit_path} is missing; run extract-units on {corpus_folder} again")
+            table = _read_columns(unit_path, ["id", "units", "encoder"])
+            encoders.update(table["encoder"].to_pylist())
+            utterances += _utterances_of_shard(path, unit_path, table, split)
+    if len(encoders) > 1:
+        raise ShardError(f"the units are of {len(encoders)} encoders, {', '.join(sorted(encoders))}; expected one")
+    if not utterances:
+        raise ShardError(f"no row of the split {split!r} in {', '.join(map(str, corpus_folders))}")
+    return utterances
+
+
+def _utterances_of_shard(path: Path, unit_path: Path, units: pa.Table, split: str) -> list[UnitUtterance]:
+    table = _read_columns(path, ["id", "split", "audio", "num_samples", "sampling_rate"])
+    if table["id"].to_pylist() != units["id"].to_pylist():
+        raise ShardError(f"{unit_path} is of other rows than {path}; run extract-units on that corpus again")
+    found = set(table["sampling_rate"].to_pylist()) - {_CORPUS_SAMPLING_RATE}
+    if found:
+        raise ShardError(f"{path} has audio of {sorted(found)} Hz; expected {_CORPUS_SAMPLING_RATE} Hz")
+    columns = zip(*(table[name].to_pylist() for name in ("split", "audio", "num_samples")), strict=True)
+    return [
+        UnitUtterance(audio["bytes"], num_samples, np.asarray(row, dtype=np.int16))
+        for (row_split, audio, num_samples), row in zip(columns, units["units"].to_pylist(), strict=True)
+        if row_split == split
+    ]
 
 
 def _is_finished(output: Path, identifiers: Sequence[str], fingerprint: str) -> bool:

@@ -1,0 +1,32 @@
+"""`tinywave train-speech-encoder nano/speech_encoder --corpus outputs/corpus --units outputs/units --output-dir D`"""
+
+from pathlib import Path
+
+from ..configuration_tinywave import SpeechEncoderConfig
+from ..data.unit_extraction import load_speech_encoder, load_unit_utterances
+from ..training.checkpoints import save_in_bfloat16
+from ..training.speech_encoder_training import SpeechEncoderTrainingArguments, train_speech_encoder
+from .recipe import read_recipe
+
+
+def add_arguments(parser):
+    parser.add_argument("recipe", help="speech encoder recipe: a YAML file or the name of a packaged one")
+    parser.add_argument("--corpus", nargs="+", required=True, help="folders that `tinywave prepare` wrote")
+    parser.add_argument("--units", nargs="+", required=True, help="folders of their units, in the same order")
+    parser.add_argument("--teacher", help="folder of the encoder of these units; where the recipe compares features")
+    parser.add_argument("--output-dir", required=True, help="folder of the speech encoder and its checkpoints")
+
+
+def run(arguments) -> int:
+    recipe = read_recipe(arguments.recipe)
+    output = Path(arguments.output_dir)
+    utterances = load_unit_utterances(arguments.corpus, arguments.units, split="train")
+    encoder = train_speech_encoder(
+        SpeechEncoderConfig(**recipe["encoder"]),
+        utterances,
+        SpeechEncoderTrainingArguments(output_dir=str(output), seed=recipe["seed"], **recipe["training"]),
+        teacher=load_speech_encoder(arguments.teacher) if arguments.teacher else None,
+    )
+    save_in_bfloat16(encoder, output)
+    print(output)
+    return 0

@@ -1,0 +1,313 @@
+"""A small speech encoder learns the units of another on real speech, resumes, and is saved complete."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tinywave.cli import main as command_line
+from tinywave.configuration_tinywave import SpeechEncoderConfig
+from tinywave.data.audio_io import load_audio, waveform_to_flac_bytes
+from tinywave.data.unit_extraction import ShardError, extract_units, load_speech_encoder, load_unit_utterances
+from tinywave.eval.codec_quality import frame_accuracy
+from tinywave.speech_encoder_tinywave import SpeechEncoder
+from tinywave.training.speech_encoder_training import (
+    IGNORED,
+    SpeechEncoderDataset,
+    SpeechEncoderForDistillation,
+    SpeechEncoderTrainer,
+    SpeechEncoderTrainingArguments,
+    initialize_filter_bank,
+    train_speech_encoder,
+)
+
+LIBRIVOX = Path(__file__).parents[1] / "assets" / "audio" / "librivox"
+NUM_UNITS = 12
+BACKBONE = {
+    "model_type": "hubert",
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+    "conv_dim": [64, 32, 48, 48],
+    "conv_kernel": [320, 2, 2, 2],
+    "conv_stride": [80, 2, 2, 2],
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 4,
+    "mask_time_prob": 0.0,
+}
+CONFIG = {
+    "backbone_config": BACKBONE,
+    "layer": 2,
+    "pooling": 1,
+    "backbone_frame_rate": 25.0,
+    "num_units": NUM_UNITS,
+    "quantizer": "linear",
+    "quantizer_hidden_sizes": [32],
+    "attention_window": 8,
+}
+TRAINING = {
+    "max_steps": 100,
+    "per_device_train_batch_size": 5,
+    "learning_rate": 0.003,
+    "crop_units": 60,
+    "logging_steps": 20,
+    "save_steps": 50,
+    "save_total_limit": 1,
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "remove_unused_columns": False,
+}
+TEACHER_BACKBONE = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    """A tiny untrained Whisper whose units still depend on the sound."""
+    torch.manual_seed(0)
+    backbone = {"model_type": "whisper", **TEACHER_BACKBONE}
+    encoder = SpeechEncoder(SpeechEncoderConfig(backbone_config=backbone, layer=1, num_units=NUM_UNITS)).eval()
+    features = torch.cat(encoder.extract_features([load_audio(path) for path in LIBRIVOX.glob("*.flac")]))
+    encoder.quantizer.mean, encoder.quantizer.standard_deviation = features.mean(0), features.std(0)
+    chosen = torch.randperm(len(features))[:NUM_UNITS]
+    encoder.quantizer.centroids = encoder.quantizer.normalize(features[chosen])
+    return encoder
+
+
+def write_corpus(folder, paths, split="train"):
+    folder.mkdir(parents=True)
+    rows = []
+    for path in paths:
+        waveform = load_audio(path)
+        audio = {"bytes": waveform_to_flac_bytes(waveform, 16_000), "path": None}
+        row = {"id": path.stem, "split": split, "audio": audio, "sampling_rate": 16_000, "num_samples": len(waveform)}
+        rows.append(row)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "shard-00000.parquet")
+
+
+@pytest.fixture(scope="module")
+def folders(teacher, tmp_path_factory):
+    """Two corpora and their units."""
+    folder = tmp_path_factory.mktemp("speech")
+    paths = sorted(LIBRIVOX.glob("*.flac"))
+    for name, part in (("a", paths[:2]), ("b", paths[2:])):
+        write_corpus(folder / f"corpus-{name}", part)
+        extract_units(folder / f"corpus-{name}", teacher, folder / f"units-{name}", num_processes=1)
+    return [folder / "corpus-a", folder / "corpus-b"], [folder / "units-a", folder / "units-b"]
+
+
+@pytest.fixture(scope="module")
+def utterances(folders):
+    return load_unit_utterances(*folders, split="train")
+
+
+def arguments(folder, **changes):
+    settings = TRAINING | {"save_strategy": "no", "crop_units": 30} | changes
+    return SpeechEncoderTrainingArguments(output_dir=str(folder), **settings)
+
+
+def test_utterances_of_several_corpora_keep_audio_and_units_together(folders, utterances, teacher):
+    assert len(utterances) == 5
+    for utterance, path in zip(utterances, sorted(LIBRIVOX.glob("*.flac")), strict=True):
+        waveform = load_audio(path)
+        assert utterance.num_samples == len(waveform)
+        np.testing.assert_allclose(utterance.read_samples(1000, 500), waveform[1000:1500], atol=1e-4)
+        assert len(utterance.read_samples(len(waveform) - 10, 500)) == 10
+        assert utterance.units.tolist() == teacher.encode([utterance.read_samples(0, len(waveform))])[0].tolist()
+
+
+def test_corpora_and_units_that_do_not_belong_together_are_refused(folders, teacher, tmp_path):
+    corpora, units = folders
+    with pytest.raises(ValueError, match="2 corpora and 1 unit folders"):
+        load_unit_utterances(corpora, units[:1], split="train")
+    with pytest.raises(ShardError, match="no row of the split 'test'"):
+        load_unit_utterances(corpora, units, split="test")
+    with pytest.raises(ShardError, match="is of other rows than"):
+        load_unit_utterances(corpora, units[::-1], split="train")
+    with pytest.raises(ShardError, match="shard-00000.parquet is missing; run extract-units"):
+        load_unit_utterances(corpora[:1], [tmp_path], split="train")
+    table = pq.read_table(units[1])
+    other = table.set_column(table.column_names.index("encoder"), "encoder", pa.array(["another"] * len(table)))
+    (tmp_path / "units").mkdir()
+    pq.write_table(other, tmp_path / "units" / "shard-00000.parquet")
+    with pytest.raises(ShardError, match="units are of 2 encoders, .*another"):
+        load_unit_utterances(corpora, [units[0], tmp_path / "units"], split="train")
+
+
+def test_a_crop_holds_the_samples_of_its_units(utterances, tmp_path):
+    encoder = SpeechEncoder(SpeechEncoderConfig(**CONFIG))
+    plain = {"max_gain": 0.0, "noise_share": 0.0}
+    dataset = SpeechEncoderDataset(utterances, encoder, arguments(tmp_path, **plain))
+    whole = utterances[0].read_samples(0, utterances[0].num_samples)
+    starts = set()
+    for _ in range(5):
+        crop = dataset[0]
+        matches = [start for start in range(0, len(whole), 640)
+                   if np.array_equal(whole[start : start + 29 * 640 + 880], crop["input_values"])]
+        (start,) = matches
+        starts.add(start)
+        assert crop["labels"].tolist() == utterances[0].units[start // 640 : start // 640 + 30].tolist()
+    assert len(starts) > 1
+    longer = SpeechEncoderDataset(utterances, encoder, arguments(tmp_path, crop_units=500, **plain))[0]
+    num_units = len(utterances[0].units)
+    assert longer["labels"].tolist() == utterances[0].units.tolist() + [IGNORED] * (500 - num_units)
+    assert longer["input_values"].shape == (499 * 640 + 880,)
+    assert not longer["input_values"][len(whole) :].any()
+
+
+def test_augmentation_changes_loudness_and_adds_noise_of_the_ratio(utterances, tmp_path):
+    encoder = SpeechEncoder(SpeechEncoderConfig(**CONFIG))
+    torch.manual_seed(0)
+    loud = SpeechEncoderDataset(utterances, encoder, arguments(tmp_path, noise_share=0.0))
+    samples = torch.from_numpy(utterances[0].read_samples(0, 40_000))
+    gains = [float((loud._augment(samples) / samples)[samples != 0].median()) for _ in range(200)]
+    decibels = 20 * np.log10(gains)
+    assert -12.01 < decibels.min() < -10 and 10 < decibels.max() < 12.01
+    ratio = {"min_noise_ratio": 20.0, "max_noise_ratio": 20.0}
+    noisy = SpeechEncoderDataset(utterances, encoder, arguments(tmp_path, max_gain=0.0, noise_share=1.0, **ratio))
+    difference = noisy._augment(samples) - samples
+    found = 10 * torch.log10(samples.square().mean() / difference.square().mean())
+    assert float(found) == pytest.approx(20.0, abs=0.2)
+
+
+def test_masking_hides_the_share_that_was_asked_for_and_only_in_training(tmp_path):
+    torch.manual_seed(0)
+    encoder = SpeechEncoder(SpeechEncoderConfig(**CONFIG))
+    heard = []
+    encoder.backbone.convolved_to_frames = lambda convolved: heard.append(convolved) or [
+        torch.zeros(len(item), 48) for item in convolved
+    ]
+    model = SpeechEncoderForDistillation(encoder, arguments(tmp_path, mask_share=0.3))
+    crops, labels = torch.randn(200, 29 * 640 + 880), torch.zeros(200, 30, dtype=torch.long)
+    with torch.no_grad():
+        model.train()(crops, labels)
+        model.eval()(crops, labels)
+    hidden, unmasked = (torch.stack(frames).abs().sum(-1) == 0 for frames in heard)
+    assert float(hidden.float().mean()) == pytest.approx(0.3, abs=0.03)
+    assert not unmasked.any()
+    inside = hidden[:, 1:-1] & ~hidden[:, :-2]
+    assert inside.any(), "spans also begin inside"
+
+
+def test_losses_are_those_of_the_labelled_frames(tmp_path):
+    torch.manual_seed(0)
+    encoder = SpeechEncoder(SpeechEncoderConfig(**CONFIG))
+    model = SpeechEncoderForDistillation(encoder, arguments(tmp_path)).eval()
+    crops = 0.1 * torch.randn(2, 9 * 640 + 880)
+    labels = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [11, 0, 0] + [IGNORED] * 7])
+    with torch.no_grad():
+        output = model(crops, labels)
+        features = encoder.extract_features(list(crops))
+        scores = [encoder.quantizer.logits(item) for item in features]
+    pairs = [(row, frame) for row in range(2) for frame in range(10) if labels[row, frame] != IGNORED]
+    expected = [-float(scores[row][frame].log_softmax(-1)[labels[row, frame]]) for row, frame in pairs]
+    assert len(pairs) == 13 and float(output.loss) == pytest.approx(np.mean(expected), rel=1e-4)
+    hits = [int(scores[row][frame].argmax()) == int(labels[row, frame]) for row, frame in pairs]
+    assert float(output.accuracy) == pytest.approx(np.mean(hits))
+
+
+def test_features_are_compared_with_the_teachers_own_of_the_clean_crop(teacher, utterances, tmp_path):
+    args = arguments(tmp_path, feature_weight=0.5, max_steps=1, logging_steps=1, per_device_train_batch_size=2)
+    encoder = SpeechEncoder(SpeechEncoderConfig(**CONFIG))
+    model = SpeechEncoderForDistillation(encoder, args, teacher_hidden_size=32).eval()
+    trainer = SpeechEncoderTrainer(model=model, args=args, teacher=teacher)
+    dataset = SpeechEncoderDataset(utterances, encoder, args)
+    crops = [dataset[0], dataset[1]]
+    batch = {name: torch.stack([crop[name] for crop in crops]) for name in crops[0]}
+    assert not torch.allclose(batch["input_values"], batch["clean_values"])
+    with torch.no_grad():
+        loss, output = trainer.compute_loss(model, dict(batch), return_outputs=True)
+        terms = []
+        for noisy, clean in zip(batch["input_values"], batch["clean_values"], strict=True):
+            predicted = model.projector(encoder.extract_features([noisy])[0])
+            target = teacher.extract_features([clean])[0][:30]
+            target = (target - teacher.quantizer.mean) / teacher.quantizer.standard_deviation
+            norms = predicted.norm(dim=-1) * target.norm(dim=-1)
+            cosine = (predicted * target).sum(-1) / norms
+            terms.append((predicted - target).abs().mean() + torch.log1p(torch.exp(-cosine)).mean())
+    assert float(output.feature_loss) == pytest.approx(float(sum(terms)) / 2, rel=1e-3)
+    assert float(loss) == pytest.approx(float(output.unit_loss + 0.5 * output.feature_loss), rel=1e-5)
+
+
+def test_the_teacher_is_neither_trained_nor_saved(teacher, utterances, tmp_path):
+    before = teacher.fingerprint()
+    args = arguments(tmp_path, feature_weight=1.0, max_steps=2, save_strategy="steps", save_steps=2)
+    encoder = train_speech_encoder(SpeechEncoderConfig(**CONFIG), utterances, args, teacher)
+    assert teacher.fingerprint() == before
+    saved = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    assert {name.split(".")[0] for name in saved} == {"encoder", "projector"}
+    assert not any("projector" in name for name in encoder.state_dict())
+
+
+def test_the_first_convolution_begins_as_a_mel_filter_bank():
+    encoder = SpeechEncoder(SpeechEncoderConfig(**CONFIG))
+    initialize_filter_bank(encoder)
+    filters = encoder.backbone.feature_extractor.conv_layers[0].conv.weight.detach()[:, 0]
+    peaks = torch.fft.rfft(filters, 4096).abs().argmax(-1).float() * 16_000 / 4096
+    mel = 2595 * torch.log10(1 + peaks / 700)
+    spacing = mel.view(16, 4).mean(1).diff()
+    assert (mel.view(16, 4).std(1) < 12).all(), "four phases of one frequency"
+    assert spacing.min() > 0.7 * spacing.median() and spacing.max() < 1.3 * spacing.median()
+    # Opposite phases are each other's negative.
+    torch.testing.assert_close(filters[0::4], -filters[2::4], rtol=0, atol=1e-5)
+
+
+def accuracy_of(encoder, utterances):
+    waveforms = [utterance.read_samples(0, utterance.num_samples) for utterance in utterances]
+    return frame_accuracy(encoder.encode(waveforms), [utterance.units for utterance in utterances])
+
+
+def test_the_command_learns_resumes_and_saves_a_complete_folder(folders, utterances, tmp_path):
+    output, recipe, training = tmp_path / "encoder", tmp_path / "recipe.yaml", dict(TRAINING)
+    recipe.write_text(yaml.safe_dump({"encoder": CONFIG, "seed": 0, "training": training}))
+    corpora, units = (list(map(str, part)) for part in folders)
+    command = ["train-speech-encoder", str(recipe), "--corpus", *corpora, "--units", *units]
+    assert command_line.main([*command, "--output-dir", str(output)]) == 0
+    encoder = load_speech_encoder(output)
+    counts = np.bincount(np.concatenate([utterance.units for utterance in utterances]))
+    assert accuracy_of(encoder, utterances) > counts.max() / counts.sum() + 0.2
+    assert (output / "speech_encoder_tinywave.py").is_file() and (output / "speech_backbones_tinywave.py").is_file()
+    num_parameters = sum(tensor.numel() for tensor in encoder.state_dict().values())
+    assert (output / "model.safetensors").stat().st_size < 2.1 * num_parameters + 20_000
+
+    training["max_steps"] += 10
+    recipe.write_text(yaml.safe_dump({"encoder": CONFIG, "seed": 0, "training": training}))
+    assert command_line.main([*command, "--output-dir", str(output)]) == 0
+    state = json.loads((output / f"checkpoint-{training['max_steps']}" / "trainer_state.json").read_text())
+    assert state["log_history"][0]["step"] == training["logging_steps"], "the first run's history is continued"
+    assert load_speech_encoder(output).fingerprint() != encoder.fingerprint()
+    stream = load_speech_encoder(output).stream()
+    waveform = utterances[0].read_samples(0, utterances[0].num_samples)
+    streamed = torch.cat([stream.push(waveform), stream.finish()])
+    assert streamed.tolist() == load_speech_encoder(output).encode([waveform])[0].tolist()
+
+
+def test_units_beyond_the_configuration_are_refused(utterances, tmp_path):
+    with pytest.raises(ValueError, match="found unit 1[01], but num_units is 5"):
+        train_speech_encoder(SpeechEncoderConfig(**{**CONFIG, "num_units": 5}), utterances, arguments(tmp_path))
+
+
+def test_comparing_features_needs_a_teacher(utterances, tmp_path):
+    with pytest.raises(ValueError, match="feature_weight=1.0 but no teacher with centroids"):
+        train_speech_encoder(SpeechEncoderConfig(**CONFIG), utterances, arguments(tmp_path, feature_weight=1.0))
+
+
+def test_an_encoder_that_cannot_be_distilled_is_refused(teacher, tmp_path):
+    with pytest.raises(ValueError, match="only encoders with a 'hubert' backbone and a linear quantizer"):
+        SpeechEncoderForDistillation(teacher, arguments(tmp_path))
+
+
+def test_unusable_arguments_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="crop_units=2"):
+        arguments(tmp_path, crop_units=2)
+    with pytest.raises(ValueError, match="noise_share=1.5"):
+        arguments(tmp_path, noise_share=1.5)

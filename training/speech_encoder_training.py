@@ -1,0 +1,274 @@
+"""Trains a small speech encoder on the units of a large one, with the Trainer of transformers.
+
+The units come from `tinywave extract-units`, each from a whole utterance. The teacher itself runs only where its
+features are an objective too.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+from transformers.utils import ModelOutput
+
+from ..configuration_tinywave import SpeechEncoderConfig
+from ..data.unit_extraction import UnitUtterance
+from ..speech_encoder_tinywave import SpeechEncoder
+from .checkpoints import last_checkpoint
+
+IGNORED = -100
+MASKED_SPAN = 5
+MEL_RANGE = (60.0, 7600.0)
+"""Lowest and highest centre frequency of the filters that the first convolution begins with, in Hz."""
+_PHASES = 4
+
+
+@dataclass
+class SpeechEncoderTrainingArguments(TrainingArguments):
+    """Training arguments of the speech encoder: crops, their augmentation, and the weights of the loss terms."""
+
+    crop_units: int = field(default=75, metadata={"help": "Units per training crop; shorter utterances are padded."})
+    unit_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy on units, nats per frame."})
+    feature_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the distance to the teacher's features; 0 needs no teacher."}
+    )
+    max_gain: float = field(default=12.0, metadata={"help": "Crops get louder or softer by at most this, in dB."})
+    noise_share: float = field(default=0.5, metadata={"help": "Share of crops to which white noise is added."})
+    min_noise_ratio: float = field(default=10.0, metadata={"help": "Lowest signal-to-noise ratio of these, in dB."})
+    max_noise_ratio: float = field(default=40.0, metadata={"help": "Highest signal-to-noise ratio of these, in dB."})
+    mask_share: float = field(
+        default=0.0, metadata={"help": "Share of frames hidden from the transformer, in spans of 5 (0.2 s)."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.crop_units < MASKED_SPAN:
+            raise ValueError(f"Found crop_units={self.crop_units}; expected {MASKED_SPAN} or more.")
+        for name in ("noise_share", "mask_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"Found {name}={getattr(self, name)}; expected a share from 0 to 1.")
+        if self.unit_weight <= 0 or self.feature_weight < 0:
+            raise ValueError(
+                f"Found unit_weight={self.unit_weight} and feature_weight={self.feature_weight}; the first must be "
+                "above 0, and neither below."
+            )
+
+
+class SpeechEncoderDataset(Dataset):
+    """A random crop of every utterance, with the units that the teacher found in the whole utterance."""
+
+    def __init__(
+        self, utterances: Sequence[UnitUtterance], encoder: SpeechEncoder, args: SpeechEncoderTrainingArguments
+    ):
+        self.utterances = utterances
+        self.args = args
+        self.samples_per_unit = encoder.samples_per_unit
+        self.num_samples = (args.crop_units - 1) * encoder.samples_per_unit + encoder.samples_per_window
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Return one crop.
+
+        `input_values` and, for the teacher, `clean_values`, both `(num_samples,)` and zero after the utterance;
+        `labels` `(crop_units,)`, -100 after it.
+        """
+        utterance = self.utterances[index]
+        start = int(torch.randint(max(1, len(utterance.units) - self.args.crop_units + 1), ()))
+        samples = torch.from_numpy(utterance.read_samples(start * self.samples_per_unit, self.num_samples))
+        units = torch.from_numpy(utterance.units[start : start + self.args.crop_units].astype(np.int64))
+        padding = (0, self.num_samples - len(samples))
+        crop = {
+            "input_values": F.pad(self._augment(samples), padding),
+            "labels": F.pad(units, (0, self.args.crop_units - len(units)), value=IGNORED),
+        }
+        return crop | ({"clean_values": F.pad(samples, padding)} if self.args.feature_weight else {})
+
+    def _augment(self, samples: torch.Tensor) -> torch.Tensor:
+        """Add noise to some crops and change the loudness of all; the teacher heard neither."""
+        args = self.args
+        if torch.rand(()) < args.noise_share:
+            ratio = torch.empty(()).uniform_(args.min_noise_ratio, args.max_noise_ratio)
+            level = samples.square().mean().sqrt() * 10 ** (-ratio / 20)
+            samples = samples + level * torch.randn_like(samples)
+        return samples * 10 ** (torch.empty(()).uniform_(-args.max_gain, args.max_gain) / 20)
+
+
+@dataclass
+class SpeechEncoderTrainingOutput(ModelOutput):
+    """Losses of a batch: `loss` is the weighted sum of `unit_loss` and `feature_loss`.
+
+    `accuracy`: share of frames on which the largest output is the teacher's unit.
+    """
+
+    loss: torch.Tensor | None = None
+    unit_loss: torch.Tensor | None = None
+    feature_loss: torch.Tensor | None = None
+    accuracy: torch.Tensor | None = None
+
+
+def feature_distance(features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean L1 distance - log sigmoid of the cosine (Chang et al. 2022, DistilHuBERT, arXiv 2110.01900, eq. 1).
+
+    Args:
+        features, targets: of shape `(N, D)`.
+    """
+    distance = (features - targets).abs().mean()
+    return distance - F.logsigmoid(F.cosine_similarity(features, targets, dim=-1)).mean()
+
+
+class SpeechEncoderForDistillation(nn.Module):
+    """A speech encoder with what only its training needs: masking, losses, and a projector to the teacher's features.
+
+    Args:
+        encoder: with a linear quantizer and a 'hubert' backbone.
+        args: weights and masking.
+        teacher_hidden_size (`int`, *optional*): width of the teacher's features; needed when `args.feature_weight` is
+            above 0.
+
+    Raises `ValueError` for another encoder.
+    """
+
+    def __init__(
+        self, encoder: SpeechEncoder, args: SpeechEncoderTrainingArguments, teacher_hidden_size: int | None = None
+    ):
+        super().__init__()
+        if encoder.config.quantizer != "linear" or encoder.config.backbone_config.get("model_type") != "hubert":
+            raise ValueError("only encoders with a 'hubert' backbone and a linear quantizer can be distilled")
+        self.encoder = encoder
+        self.args = args
+        if args.feature_weight:
+            self.projector = nn.Linear(encoder.backbone.hidden_size, teacher_hidden_size)
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        labels: torch.LongTensor,
+        teacher_features: torch.Tensor | None = None,
+    ) -> SpeechEncoderTrainingOutput:
+        """Compare crops with the teacher.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(B, S)`): crops of U units each.
+            labels (`torch.LongTensor` of shape `(B, U)`): the teacher's units, -100 where there are none.
+            teacher_features (`torch.Tensor` of shape `(B, U, D)`, *optional*): its normalised features.
+        """
+        convolved = torch.stack(self.encoder.backbone.waveforms_to_convolved(list(input_values)))
+        if self.training and self.args.mask_share:
+            convolved = convolved * _kept_frames(*convolved.shape[:2], self.args.mask_share).to(convolved)
+        features = torch.stack(self.encoder.backbone.convolved_to_frames(list(convolved)))
+        is_labelled = labels != IGNORED
+        features, labels = features[is_labelled], labels[is_labelled]
+        logits = self.encoder.quantizer.logits(features).float()
+        output = SpeechEncoderTrainingOutput(
+            unit_loss=F.cross_entropy(logits, labels),
+            accuracy=(logits.detach().argmax(-1) == labels).float().mean(),
+        )
+        output.loss = self.args.unit_weight * output.unit_loss
+        if teacher_features is not None:
+            output.feature_loss = feature_distance(self.projector(features).float(), teacher_features[is_labelled])
+            output.loss = output.loss + self.args.feature_weight * output.feature_loss
+        return output
+
+
+def _kept_frames(num_rows: int, num_frames: int, mask_share: float) -> torch.Tensor:
+    """Return `(B, T, 1)`, 0 on randomly placed spans that cover about `mask_share` of the frames, 1 elsewhere."""
+    # A frame is kept when none of the spans that could reach it begins: (1 - p)^span = 1 - share.
+    probability = 1 - (1 - mask_share) ** (1 / MASKED_SPAN)
+    begins = (torch.rand(num_rows, 1, num_frames + MASKED_SPAN - 1) < probability).float()
+    return 1 - F.max_pool1d(begins, MASKED_SPAN, stride=1).transpose(1, 2)
+
+
+class SpeechEncoderTrainer(Trainer):
+    """`Trainer` that asks the teacher for its features where they count, and logs every loss term and the accuracy."""
+
+    def __init__(self, *args, teacher: SpeechEncoder | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.teacher = None if teacher is None else teacher.to(self.args.device)
+        self._terms: dict[str, torch.Tensor] = {}
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        clean_values = inputs.pop("clean_values", None)
+        if clean_values is not None:
+            inputs["teacher_features"] = self._teacher_features(clean_values, inputs["labels"].shape[1])
+        output = model(**inputs)
+        self._terms = {name: output[name].detach() for name in output if name != "loss"}
+        return (output.loss, output) if return_outputs else output.loss
+
+    @torch.no_grad()
+    def _teacher_features(self, clean_values: torch.Tensor, num_units: int) -> torch.Tensor:
+        """Normalised features of the crops, `(B, num_units, D)`; the teacher hears no noise and no more than we do."""
+        features = self.teacher.extract_features(list(clean_values), batch_size=len(clean_values))
+        return self.teacher.quantizer.normalize(torch.stack(features)[:, :num_units])
+
+    def log(self, logs: dict[str, float], *args, **kwargs):
+        if "loss" in logs:
+            logs = logs | {name: round(float(value), 4) for name, value in self._terms.items()}
+        super().log(logs, *args, **kwargs)
+
+
+def train_speech_encoder(
+    config: SpeechEncoderConfig,
+    utterances: Sequence[UnitUtterance],
+    args: SpeechEncoderTrainingArguments,
+    teacher: SpeechEncoder | None = None,
+) -> SpeechEncoder:
+    """Train a speech encoder from random weights on the units of a teacher; continues an interrupted run.
+
+    Args:
+        config: 'hubert' backbone and linear quantizer.
+        utterances: audio and the teacher's units, from `load_unit_utterances`.
+        args: Trainer arguments; `output_dir` holds the checkpoints.
+        teacher (*optional*): the encoder of these units, with centroids; needed when `args.feature_weight` is above 0.
+
+    Raises `ValueError` when units, teacher and configuration do not fit each other.
+    """
+    largest = max(int(utterance.units.max()) for utterance in utterances)
+    if largest >= config.num_units:
+        raise ValueError(f"found unit {largest}, but num_units is {config.num_units}; set it to the teacher's number")
+    if args.feature_weight and (teacher is None or teacher.config.quantizer != "centroids"):
+        raise ValueError(
+            f"found feature_weight={args.feature_weight} but no teacher with centroids; features are compared with "
+            "its own, normalised as its centroids are: give one, or set feature_weight to 0"
+        )
+    torch.manual_seed(args.seed)
+    encoder = SpeechEncoder(config)
+    initialize_filter_bank(encoder)
+    trainer = SpeechEncoderTrainer(
+        model=SpeechEncoderForDistillation(encoder, args, teacher.backbone.hidden_size if teacher else None),
+        args=args,
+        train_dataset=SpeechEncoderDataset(utterances, encoder, args),
+        teacher=teacher,
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(Path(args.output_dir)))
+    return encoder.eval()
+
+
+@torch.no_grad()
+def initialize_filter_bank(encoder: SpeechEncoder) -> None:
+    """Let the first convolution begin as windowed cosines in four phases, spaced evenly on the mel scale.
+
+    With random weights the first thousand steps go into finding such filters. They are trained like all others.
+    """
+    convolution = encoder.backbone.feature_extractor.conv_layers[0].conv
+    num_filters, _, kernel_size = convolution.weight.shape
+    lowest, highest = (2595 * math.log10(1 + hertz / 700) for hertz in MEL_RANGE)
+    mel_edges = torch.linspace(lowest, highest, num_filters // _PHASES + 2)
+    edges = 700 * (10 ** (mel_edges / 2595) - 1)
+    centre, bandwidth = edges[1:-1, None], (edges[2:] - edges[:-2])[:, None] / 2
+    seconds = (torch.arange(kernel_size) - (kernel_size - 1) / 2) / encoder.sampling_rate
+    # A narrow band needs a long window; none can be longer than the kernel.
+    width = (2 / bandwidth).clamp(max=kernel_size / encoder.sampling_rate)
+    window = (0.5 + 0.5 * torch.cos(2 * math.pi * seconds / width)) * (seconds.abs() < width / 2)
+    # Speech has less energy the higher the frequency.
+    window = window / window.square().sum(-1, keepdim=True).sqrt() * (centre / 1000 + 0.3).sqrt() * math.sqrt(2)
+    phases = torch.arange(_PHASES)[:, None, None] / _PHASES
+    filters = window * torch.cos(2 * math.pi * (centre * seconds + phases))
+    convolution.weight[: filters.shape[0] * filters.shape[1], 0] = filters.transpose(0, 1).flatten(0, 1)
