@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from ..configuration_tinywave import PitchEncoderConfig
-from ..data.f0_extraction import prepare_f0
+from ..data.f0_extraction import load_f0, prepare_f0
 from ..training.checkpoints import last_checkpoint, save_in_bfloat16
-from ..training.pitch_training import PitchTrainingArguments, train_pitch
+from ..training.pitch_training import PitchTrainingArguments, f0_correlation, train_pitch
 from .recipe import read_recipe
 
 
@@ -27,5 +27,7 @@ def run(arguments) -> int:
         resume_from_checkpoint=last_checkpoint(output),
     )
     save_in_bfloat16(pitch_encoder, output)
+    correlation = f0_correlation(pitch_encoder, load_f0(output / "f0", "validation"))
+    print(f"F0 of unheard text against what its codes decode to: correlation {correlation:.3f}")
     print(output)
     return 0

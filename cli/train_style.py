@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..configuration_tinywave import StyleEncoderConfig
 from ..training.checkpoints import last_checkpoint, save_in_bfloat16
-from ..training.style_training import StyleTrainingArguments, load_style_examples, train_style
+from ..training.style_training import StyleTrainingArguments, load_style_examples, style_accuracy, train_style
 from .recipe import read_recipe
 
 
@@ -23,9 +23,11 @@ def run(arguments) -> int:
         load_style_examples(arguments.corpus, config.style_names, "train", hours, seed),
         StyleTrainingArguments(output_dir=str(output), seed=seed, **recipe["training"]),
         config,
-        load_style_examples(arguments.corpus, config.style_names, "validation", hours, seed),
         resume_from_checkpoint=last_checkpoint(output),
     )
     save_in_bfloat16(style_encoder, output)
+    held_out = load_style_examples(arguments.corpus, config.style_names, "validation", hours, seed)
+    accuracy = style_accuracy(style_encoder, held_out)
+    print(f"unheard text: {accuracy['window']:.3f} of windows right, {accuracy['utterance']:.3f} of utterances")
     print(output)
     return 0

@@ -118,7 +118,7 @@ def test_loss_by_hand():
 
 def test_training_learns_to_tell_styles_of_unheard_text(corpus, examples, tmp_path):
     held_out = load_style_examples([corpus], STYLES, "validation")
-    encoder = train_style(examples, arguments(tmp_path), StyleEncoderConfig(**MODEL), held_out)
+    encoder = train_style(examples, arguments(tmp_path), StyleEncoderConfig(**MODEL))
     assert style_accuracy(encoder, examples)["utterance"] == 1.0
     assert style_accuracy(encoder, held_out)["window"] >= 0.75
     louder = [StyleExample(waveform_to_flac_bytes(0.1 * load_audio(e.audio), 16000), e.style) for e in examples]
@@ -152,7 +152,7 @@ def test_the_verb_trains_resumes_and_saves_a_complete_folder(corpus, tmp_path, c
     command += ["--output-dir", str(tmp_path / "out")]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "validation_window_accuracy" in printed and printed.splitlines()[-1] == str(tmp_path / "out")
+    assert "of utterances" in printed and printed.splitlines()[-1] == str(tmp_path / "out")
     encoder = StyleEncoder.from_pretrained(tmp_path / "out")
     assert encoder.config.style_names == STYLES
     assert (tmp_path / "out" / "style_encoder_tinywave.py").is_file()

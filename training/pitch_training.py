@@ -171,8 +171,7 @@ def train_pitch(
     config: PitchEncoderConfig | None = None,
     resume_from_checkpoint: bool | str | None = None,
 ) -> PitchEncoder:
-    """Train a pitch encoder on the "train" split of a folder made by `prepare_f0`; at the end log its F0 correlation
-    on the "validation" split where there is one.
+    """Train a pitch encoder on the "train" split of a folder made by `prepare_f0`.
 
     Args:
         f0_folder: shards of F0 contours.
@@ -186,21 +185,17 @@ def train_pitch(
     config = config or PitchEncoderConfig()
     if args.crop_frames < config.frames_per_code:
         raise ValueError(f"Found crop_frames={args.crop_frames}; expected the {config.frames_per_code} of a code.")
-    contours = [item for item in load_f0(f0_folder) if len(item.f0) >= config.frames_per_code]
-    held_out = [item for item in contours if item.split == "validation"]
+    contours = [item for item in load_f0(f0_folder, "train") if len(item.f0) >= config.frames_per_code]
     torch.manual_seed(args.seed)
     pitch_encoder = PitchEncoder(config)
     trainer = PitchTrainer(
         model=pitch_encoder,
         args=args,
-        train_dataset=PitchDataset([item for item in contours if item.split == "train"], args.crop_frames),
+        train_dataset=PitchDataset(contours, args.crop_frames),
         data_collator=collate_contours,
     )
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
-    pitch_encoder.eval()
-    if held_out:
-        trainer.log({"validation_f0_correlation": round(f0_correlation(pitch_encoder, held_out), 4)})
-    return pitch_encoder
+    return pitch_encoder.eval()
 
 
 def f0_correlation(pitch_encoder: PitchEncoder, contours: list[F0Contour]) -> float:

@@ -137,16 +137,14 @@ def train_style(
     examples: Sequence[StyleExample],
     args: StyleTrainingArguments,
     config: StyleEncoderConfig,
-    held_out: Sequence[StyleExample] = (),
     resume_from_checkpoint: bool | str | None = None,
 ) -> StyleEncoder:
-    """Train a style encoder; at the end log its accuracy on held-out utterances where there are some.
+    """Train a style encoder.
 
     Args:
         examples: as [`load_style_examples`] returns them.
         args: Trainer arguments; `max_steps`, `seed`, `output_dir` and the lengths of the crops matter most.
         config: sizes of the network and names of the styles.
-        held_out (*optional*): utterances that are only looked at in the end.
         resume_from_checkpoint: as in `Trainer.train`.
     """
     torch.manual_seed(args.seed)
@@ -158,11 +156,7 @@ def train_style(
         data_collator=collate_style_examples,
     )
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
-    style_encoder.eval()
-    if held_out:
-        accuracy = style_accuracy(style_encoder, held_out)
-        trainer.log({f"validation_{name}_accuracy": round(value, 4) for name, value in accuracy.items()})
-    return style_encoder
+    return style_encoder.eval()
 
 
 def style_accuracy(style_encoder: StyleEncoder, examples: Sequence[StyleExample]) -> dict[str, float]:
