@@ -95,7 +95,7 @@ class SpeechCodec:
             streams = self.timed_to_frames(streams)
             durations = np.ones(len(streams), dtype=np.int64) if durations is None else durations
         options = {"decoder": self.decoder} if self.decoder is not None else {}
-        for name, count in (("pitch", "num_pitch_tokens"), ("style", "num_styles")):
+        for name, count in (("pitch", "num_pitch_tokens"), ("style", "num_style_tokens")):
             if getattr(self.vocoder.config, count, 0):
                 options[name] = getattr(streams, name)
         return self.vocoder.units_to_waveform(streams.units, durations, **options)

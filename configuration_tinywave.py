@@ -274,7 +274,7 @@ class VocoderConfig(PreTrainedConfig):
         sampling_rate (`int`, default 24000): of the output waveform, in Hz.
         duration_hidden_size (`int`, default 128): channels of the duration predictor.
         num_pitch_tokens (`int`, default 0): pitch codes that the vocoder hears; 0 for a vocoder without pitch.
-        num_styles (`int`, default 0): style codes that the vocoder hears; 0 for a vocoder without style.
+        num_style_tokens (`int`, default 0): style codes that the vocoder hears; 0 for a vocoder without style.
         pitch_rate (`float`, default 12.5): pitch codes per second (Hz).
         style_rate (`float`, default 1.0): style codes per second (Hz).
     """
@@ -292,14 +292,14 @@ class VocoderConfig(PreTrainedConfig):
     sampling_rate: int = 24000
     duration_hidden_size: int = 128
     num_pitch_tokens: int = 0
-    num_styles: int = 0
+    num_style_tokens: int = 0
     pitch_rate: float = 12.5
     style_rate: float = 1.0
 
     def validate_sizes(self):
         """Part of the `@strict` validation: sizes that would make the first batch fail are refused here."""
         for name in self.__class__.__annotations__:
-            is_off = name in ("num_pitch_tokens", "num_styles") and getattr(self, name) == 0
+            is_off = name in ("num_pitch_tokens", "num_style_tokens") and getattr(self, name) == 0
             if getattr(self, name) <= 0 and not is_off:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         if self.kernel_size % 2 == 0:

@@ -122,8 +122,8 @@ class Vocoder(PreTrainedModel):
         self.pitch_embedding = self.style_embedding = None
         if config.num_pitch_tokens:
             self.pitch_embedding = nn.Embedding(config.num_pitch_tokens, config.hidden_size)
-        if config.num_styles:
-            self.style_embedding = nn.Embedding(config.num_styles, config.hidden_size)
+        if config.num_style_tokens:
+            self.style_embedding = nn.Embedding(config.num_style_tokens, config.hidden_size)
         self.output_sizes = [config.decoder_channels] + [SUBFRAMES] * 3 + [SUBFRAMES * config.num_mel_bins]
         self.head = nn.Linear(config.hidden_size, sum(self.output_sizes))
         self.duration_predictor = DurationPredictor(config)
@@ -350,7 +350,7 @@ class Vocoder(PreTrainedModel):
         config = self.config
         return [
             ("pitch", pitch, config.num_pitch_tokens, config.pitch_rate),
-            ("style", style, config.num_styles, config.style_rate),
+            ("style", style, config.num_style_tokens, config.style_rate),
         ]
 
     def _check_streams(self, pitch, style) -> None:

@@ -29,6 +29,10 @@ def run(arguments) -> int:
             "train", "nano/interleaved_teacher", "--units", units, "--init-from", folder / "teacher",
             "--output-dir", folder / "interleaved_teacher",
         ],
+        [
+            "train", "nano/story_teacher", "--units", units, "--init-from", folder / "interleaved_teacher",
+            "--output-dir", folder / "story_teacher",
+        ],
         ["build-suites", "nano/suites", "--speech-encoder", encoder, "--output-dir", folder / "suites"],
         ["train-vocoder", "nano/vocoder", "--speech-encoder", encoder, "--output-dir", folder / "vocoder"],
         ["prepare", "nano/unseen_voices", "--output-dir", folder / "assets" / "audio" / "kokoro"],
@@ -47,7 +51,7 @@ def collect_assets(folder: Path) -> None:
     """Copies what is shipped of the encoder, the teacher, the vocoder and the suites into `folder/assets`."""
     assets = folder / "assets"
     load_speech_encoder(folder / "speech_encoder").save_quantizer(assets / "speech_encoder")
-    model, processor = load_language_model(folder / "interleaved_teacher")
+    model, processor = load_language_model(folder / "story_teacher")
     save_in_bfloat16(model, assets / "teacher")
     processor.save_pretrained(assets / "teacher")
     save_in_bfloat16(load_vocoder(folder / "vocoder"), assets / "vocoder")

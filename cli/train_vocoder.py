@@ -44,7 +44,7 @@ def run(arguments) -> int:
     vocoder = train_vocoder(
         output / "features",
         VocoderTrainingArguments(output_dir=str(output), seed=recipe["seed"], **recipe["training"]),
-        VocoderConfig(num_pitch_tokens=prosody.num_codes if prosody else 0, num_styles=len(style_names)),
+        VocoderConfig(num_pitch_tokens=prosody.num_codes if prosody else 0, num_style_tokens=len(style_names)),
         resume_from_checkpoint=last_checkpoint(output),
         style_names=style_names,
     )

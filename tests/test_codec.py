@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tinywave.codec_tinywave import SpeechCodec
-from tinywave.configuration_tinywave import PitchEncoderConfig, SpeechEncoderConfig, VocoderConfig
+from tinywave.configuration_tinywave import HifiGanConfig, PitchEncoderConfig, SpeechEncoderConfig, VocoderConfig
 from tinywave.data.audio_io import load_audio
 from tinywave.data.f0_extraction import load_f0_extractor
+from tinywave.hifigan_tinywave import HifiGanVocoder
 from tinywave.pitch_encoder_tinywave import PitchEncoder
 from tinywave.speech_encoder_tinywave import SpeechEncoder
 from tinywave.tokenization_tinywave import SpeechStreams, deduplicate
@@ -77,6 +78,20 @@ def test_pitch_and_style_are_held_over_the_frames_of_their_units(encoder):
     assert frames.style.tolist() == [3] * 25 + [4] * 25
     # The last code goes on where a stream is a frame short.
     assert codec.timed_to_frames(SpeechStreams(range(27), style=[3])).style.tolist() == [3] * 27
+
+
+def test_a_vocoder_hears_the_prosody_that_it_knows(speech, encoder, pitch_encoder):
+    prosody = {"pitch_encoder": pitch_encoder, "f0_extractor": load_f0_extractor()}
+    codec = SpeechCodec(encoder, new_vocoder(num_pitch_tokens=64), **prosody)
+    (streams,) = codec.encode(speech[:1])
+    other = SpeechStreams(streams.units, (streams.pitch + 1) % 64)
+    assert not torch.equal(codec.decode(streams), codec.decode(other))
+    # HiFi-GANs that hear style only as one for an utterance, and not pitch, get neither.
+    torch.manual_seed(0)
+    small = {"num_units": 50, "num_pitch_tokens": 0, "num_style_tokens": 0, "num_styles": 2, "embedding_size": 8}
+    hifigan = HifiGanVocoder(HifiGanConfig(**small, initial_channels=32, duration_hidden_size=8)).eval()
+    codec = SpeechCodec(encoder, hifigan, **prosody)
+    torch.testing.assert_close(codec.decode(streams), codec.decode(other))
 
 
 def test_parts_that_do_not_fit_are_refused(encoder, pitch_encoder):

@@ -128,7 +128,7 @@ def test_pitch_and_style_of_the_prompt_go_on_until_the_model_changes_them(parts,
     model = TinyWaveForCausalLM(config).eval()
     text = (Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8")
     processor = TinyWaveProcessor.from_config(config, build_tokenizer(config, train_text_tokenizer([text], config)))
-    options = {"hidden_size": 16, "duration_hidden_size": 16, "num_pitch_tokens": 64, "num_styles": 5}
+    options = {"hidden_size": 16, "duration_hidden_size": 16, "num_pitch_tokens": 64, "num_style_tokens": 5}
     vocoder = Vocoder(VocoderConfig(num_units=NUM_UNITS, **options)).eval()
     pitch_encoder = PitchEncoder(PitchEncoderConfig()).eval()
     pitch_encoder.quantizer.codebook.normal_()

@@ -27,7 +27,7 @@ def expressive() -> Vocoder:
     """A vocoder that hears pitch and style."""
     torch.manual_seed(1)
     sizes = {"num_units": 20, "hidden_size": 32, "duration_hidden_size": 16}
-    return Vocoder(VocoderConfig(**sizes, num_pitch_tokens=8, num_styles=3)).eval()
+    return Vocoder(VocoderConfig(**sizes, num_pitch_tokens=8, num_style_tokens=3)).eval()
 
 
 def test_rows_of_a_batch_come_out_as_alone(vocoder):
@@ -250,7 +250,7 @@ def test_a_folder_from_before_pitch_and_style_loads_unchanged(vocoder, tmp_path)
     vocoder.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
-    for name in ("num_pitch_tokens", "num_styles", "pitch_rate", "style_rate"):
+    for name in ("num_pitch_tokens", "num_style_tokens", "pitch_rate", "style_rate"):
         del config[name]
     path.write_text(json.dumps(config))
     loaded = Vocoder.from_pretrained(tmp_path).eval()

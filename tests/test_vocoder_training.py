@@ -353,7 +353,7 @@ def test_features_with_other_codes_are_made_anew_and_those_without_keep_their_ke
 
 def test_crops_carry_the_codes_of_their_units(melodic_folder):
     examples = load_vocoder_features(melodic_folder, split="train")
-    config = VocoderConfig(num_units=100, num_pitch_tokens=16, num_styles=3)
+    config = VocoderConfig(num_units=100, num_pitch_tokens=16, num_style_tokens=3)
     example = replace(examples[1], units=torch.arange(len(examples[1].units)))
     dataset = VocoderDataset([example], config, crop_units=20, style_names=["base", "happy", "sad"])
     for _ in range(5):
@@ -370,7 +370,7 @@ def test_vocoder_learns_to_sing_from_pitch_and_style_alone(melodic_folder, tmp_p
     examples = load_vocoder_features(melodic_folder, split="train")
     examples = [replace(example, units=torch.zeros_like(example.units)) for example in examples]
     torch.manual_seed(0)
-    vocoder = Vocoder(VocoderConfig(**SMALL, num_pitch_tokens=16, num_styles=3))
+    vocoder = Vocoder(VocoderConfig(**SMALL, num_pitch_tokens=16, num_style_tokens=3))
     set_output_statistics(vocoder, examples)
     dataset = VocoderDataset(examples, vocoder.config, 40, ["base", "happy", "sad"])
     arguments = _arguments(tmp_path, max_steps=120)
@@ -402,7 +402,7 @@ def test_vocoder_learns_to_sing_from_pitch_and_style_alone(melodic_folder, tmp_p
 
 
 def test_codes_that_are_not_there_are_refused(features_folder, melodic_folder):
-    config = VocoderConfig(num_units=100, num_pitch_tokens=16, num_styles=3)
+    config = VocoderConfig(num_units=100, num_pitch_tokens=16, num_style_tokens=3)
     with pytest.raises(ValueError, match="Found the style ''; expected one of base"):
         VocoderDataset(load_vocoder_features(features_folder), config, 20, ["base", "happy", "sad"])
     with pytest.raises(ValueError, match="Found no pitch"):

@@ -71,7 +71,7 @@ class VocoderDataset(Dataset):
         """Pitch and style in force at each unit, `(U,)`, as far as the vocoder hears them."""
         config, ones = self.config, torch.ones(len(example.units), dtype=torch.long)
         style = None
-        if config.num_styles:
+        if config.num_style_tokens:
             if example.style not in style_names:
                 raise ValueError(f"Found the style {example.style!r}; expected one of {', '.join(style_names)}.")
             style = style_names.index(example.style)
@@ -80,7 +80,7 @@ class VocoderDataset(Dataset):
         ratio = config.pitch_rate / config.unit_rate
         codes = {
             "pitch": codes_at_frames("pitch", pitch, ones, config.num_pitch_tokens, ratio),
-            "style": codes_at_frames("style", style, ones, config.num_styles, 1.0),
+            "style": codes_at_frames("style", style, ones, config.num_style_tokens, 1.0),
         }
         return {name: values for name, values in codes.items() if values is not None}
 

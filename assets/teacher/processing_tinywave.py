@@ -27,13 +27,17 @@ ID_LAYOUT_FIELDS = (
     "style_offset",
     "num_style_tokens",
     "unit_rate",
+    "unit_clock_rate",
+    "pitch_rate",
+    "style_rate",
 )
 
 
 class TinyWaveProcessor(ProcessorMixin):
     """Turn text and speech segments into the inputs of `TinyWaveForCausalLM.generate`, and ids back into segments.
 
-    Speech is given as units, the output of a speech encoder; this class reads and writes no audio.
+    Speech is given as units, the output of a speech encoder, or for a model with pitch or style as `SpeechStreams`;
+    this class reads and writes no audio.
 
     Args:
         tokenizer (`PreTrainedTokenizerFast`): made by `build_tokenizer`.
@@ -65,7 +69,8 @@ class TinyWaveProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """One list of segments, or a batch of such lists, to left-padded prompts.
 
-        A segment is `("text", str)` or `("speech", units)`. A few-shot prompt is simply a longer list of segments.
+        A segment is `("text", str)` or `("speech", units)`, or `("speech", SpeechStreams)` for a model with pitch or
+        style. A few-shot prompt is simply a longer list of segments.
 
         Args:
             conversations: one list of segments, or a list of them.
@@ -76,8 +81,8 @@ class TinyWaveProcessor(ProcessorMixin):
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` of shape `(batch, length)`.
 
-        Raises `ValueError` for an empty prompt or segment, an unknown modality, a unit out of range, a unit token or
-        marker typed in a text, or a prompt as long as the context or longer.
+        Raises `ValueError` for an empty prompt or segment, an unknown modality, a unit out of range, a stream that is
+        missing, a unit token or marker typed in a text, or a prompt as long as the context or longer.
         """
         if len(conversations) == 0:
             raise ValueError("the prompt is empty; give at least one segment, ('text', str) or ('speech', units)")

@@ -1,12 +1,14 @@
 """Token ids of text and speech: every rule about ids is in this file.
 
 A sequence is `[BOS] [Speech] u u u [Text] t t t ... [EOS]`: a marker stands only where the modality changes, repeats
-of a unit are dropped, and text follows its marker with no separator. Which id means what is read from a
-`TinyWaveConfig`, so that the same functions serve every layout. Source of the format: SPIRIT-LM (arXiv 2402.05755).
+of a unit are dropped, and text follows its marker with no separator. A model with pitch and style has their tokens
+among the units, in order of time. Which id means what is read from a `TinyWaveConfig`, so that the same functions
+serve every layout. Source of the format: SPIRIT-LM (arXiv 2402.05755).
 """
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from .configuration_tinywave import TinyWaveConfig
 
-# A segment is ("text", str) or ("speech", units).
+# A segment is ("text", str) or ("speech", units); for a model with pitch or style, ("speech", SpeechStreams).
 Segment = tuple[str, Any]
 
 NO_MODALITY = 0  # special ids, markers and filler
@@ -26,6 +28,58 @@ TEXT_MARKER = "[Text]"
 SPEECH_MARKER = "[Speech]"
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
 _TYPED_TOKEN = re.compile(r"\[(?:(?:Hu|Pi|St)\d+|Text|Speech)\]", re.ASCII)
+# Name in `TinyWaveConfig.stream_ranges()`, field of `SpeechStreams`, and clock of each stream of speech; in this order
+# tokens of equal time are written.
+_SPEECH_STREAMS = (
+    ("style", "style", "style_rate"),
+    ("pitch", "pitch", "pitch_rate"),
+    ("unit", "units", "unit_clock_rate"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SpeechStreams:
+    """Units, pitch and style of one piece of speech.
+
+    *Timed* streams, as encoders make them from audio, hold one value a frame, each stream at its own rate, repeats
+    kept. *Parsed* streams, as [`ids_to_streams`] makes them from token ids alone, know no time: units hold one value a
+    unit token, pitch and style the value in force at each of these units, and `ids` the tokens themselves, so that
+    they are written back as they came.
+
+    Args:
+        units (sequence of shape `(U,)`): phonetic units; timed at `unit_rate` (25 Hz).
+        pitch (sequence of shape `(P,)`, *optional*): timed at `pitch_rate` (12.5 Hz); parsed, of shape `(U,)`.
+        style (sequence of shape `(S,)`, *optional*): timed at `style_rate` (1 Hz); parsed, of shape `(U,)`.
+        ids (sequence of shape `(tokens,)`, *optional*): the merged token ids of parsed streams; None for timed ones.
+
+    Lists, arrays and tensors are read and kept as int64 arrays. `len` is the number of units. Raises `ValueError` for
+    anything but integers in one dimension, and for parsed streams of different lengths.
+    """
+
+    units: np.ndarray
+    pitch: np.ndarray | None = None
+    style: np.ndarray | None = None
+    ids: np.ndarray | None = None
+
+    def __post_init__(self):
+        for name in ("units", "pitch", "style", "ids"):
+            if name == "units" or getattr(self, name) is not None:
+                object.__setattr__(self, name, _as_integers(getattr(self, name), name))
+        for name in ("pitch", "style"):
+            values = getattr(self, name)
+            if self.ids is not None and values is not None and len(values) != len(self.units):
+                raise ValueError(
+                    f"found {len(values)} values of {name} for {len(self.units)} parsed units; expected one a unit"
+                )
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __eq__(self, other) -> bool:
+        names = ("units", "pitch", "style", "ids")
+        return isinstance(other, SpeechStreams) and all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in names
+        )
 
 
 def deduplicate(units: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -56,6 +110,82 @@ def ids_to_units(ids: Sequence[int], config: TinyWaveConfig) -> np.ndarray:
     return ids - config.unit_offset
 
 
+def streams_to_ids(
+    streams: SpeechStreams, config: TinyWaveConfig, return_durations: bool = False
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """Merge units, pitch and style into one sequence of token ids, in order of time (SPIRIT-LM, arXiv 2402.05755).
+
+    Consecutive repeats of units and of pitch are dropped and a run stands at the time of its first frame; style is
+    never dropped. Frame i stands at i / rate seconds, with the rates `unit_clock_rate`, `pitch_rate` and `style_rate`;
+    at equal times style comes before pitch, and pitch before units. Parsed streams give back their own ids.
+
+    Args:
+        streams ([`SpeechStreams`]): with exactly the streams that the model has.
+        return_durations (`bool`, default False): also return how long each token lasts.
+
+    Returns:
+        `(tokens,)` ids, int64, without marker; with `return_durations` also `(tokens,)` durations, int64, each in
+        frames of the token's own stream (1 for style), from which [`ids_to_streams`] restores the streams exactly.
+
+    Raises `ValueError` for a missing stream or one that the model does not have, a value out of range, streams that
+    span different times (more than one second apart), and where durations of parsed streams are asked for.
+    """
+    if streams.ids is not None:
+        if return_durations:
+            raise ValueError("these streams were parsed from ids and have no durations; a vocoder predicts them")
+        _masks_of_streams(streams.ids, config)
+        return streams.ids
+    _check_streams(streams, config)
+    ids, times, durations = [], [], []
+    for name, field, clock in _SPEECH_STREAMS:
+        if name in config.stream_ranges():
+            values = getattr(streams, field)
+            values, frames = (values, np.ones_like(values)) if name == "style" else deduplicate(values)
+            ids.append(values + config.stream_ranges()[name].start)
+            times.append((np.cumsum(frames) - frames) / getattr(config, clock))
+            durations.append(frames)
+    order = np.argsort(np.concatenate(times), kind="stable")
+    ids, durations = np.concatenate(ids)[order], np.concatenate(durations)[order]
+    return (ids, durations) if return_durations else ids
+
+
+def ids_to_streams(
+    ids: Sequence[int], config: TinyWaveConfig, durations: Sequence[int] | None = None
+) -> SpeechStreams:
+    """Split the ids of one piece of speech into its streams, the inverse of [`streams_to_ids`].
+
+    Args:
+        ids (sequence of shape `(tokens,)`): units, pitch and style in any order, without markers and special ids.
+        durations (sequence of shape `(tokens,)`, *optional*): frames of each token in its own stream, as
+            [`streams_to_ids`] returns them.
+
+    Returns:
+        [`SpeechStreams`]. With `durations`, timed: each stream at its own rate, exactly as it was before the merge.
+        Without, parsed: one value a unit token, with the latest pitch and style before it, so that a vocoder repeats
+        all three by the durations that it predicts for the units. Units before the first pitch (or style) take that
+        first value; pitch (or style) is None where no id belongs to it, also without units.
+
+    Raises `ValueError` for an id that belongs to no stream of speech, and for durations that are not positive or not
+    as many as the ids.
+    """
+    ids = _as_integers(ids, "ids")
+    masks = _masks_of_streams(ids, config)
+    values = {name: ids[own] - config.stream_ranges()[name].start for name, own in masks.items()}
+    if durations is not None:
+        durations = _as_integers(durations, "durations")
+        if len(durations) != len(ids) or (durations < 1).any():
+            raise ValueError(
+                f"found {len(durations)} durations, the shortest {durations.min(initial=1)}, for {len(ids)} ids; "
+                "expected one of at least 1 frame an id"
+            )
+        frames = {name: np.repeat(values[name], durations[own]) for name, own in masks.items()}
+        return SpeechStreams(frames["unit"], frames.get("pitch"), frames.get("style"))
+    # How many tokens of a stream stand before a unit; before the first of them, its value is in force already.
+    seen = {name: np.maximum(np.cumsum(own)[masks["unit"]], 1) for name, own in masks.items() if own.any()}
+    at_units = {name: values[name][count - 1] for name, count in seen.items()}
+    return SpeechStreams(values["unit"], at_units.get("pitch"), at_units.get("style"), ids)
+
+
 def modality_of_ids(ids: Sequence[int], config: TinyWaveConfig) -> np.ndarray:
     """Token ids `(length,)` -> `(length,)` int8: `TEXT_MODALITY`, `SPEECH_MODALITY` or `NO_MODALITY`.
 
@@ -66,6 +196,8 @@ def modality_of_ids(ids: Sequence[int], config: TinyWaveConfig) -> np.ndarray:
     for name, owned in config.stream_ranges().items():
         inside = (ids >= owned.start) & (ids < owned.stop)
         modality[inside] = TEXT_MODALITY if name == "text" else SPEECH_MODALITY
+    # Llama 3 has its special ids behind those of text, inside the range.
+    modality[np.isin(ids, (config.pad_token_id, config.bos_token_id, *config.eos_token_ids))] = NO_MODALITY
     return modality
 
 
@@ -78,26 +210,31 @@ def segments_to_ids(
 ) -> list[int]:
     """Text and speech segments -> token ids, with a marker wherever the modality changes.
 
-    Neighbouring segments of one modality are joined first: they become one text, or one run of units.
+    Neighbouring segments of one modality are joined: they become one text, or one piece of speech. Repeats of a unit
+    or of a pitch token are dropped, across the joint as well.
 
     Args:
-        segments: `("text", str)` or `("speech", units)` pairs in order; units of shape `(length,)`, with or without
-            repeats (repeats are dropped).
+        segments: `("text", str)` or `("speech", content)` pairs in order. The content is units of shape `(length,)`,
+            with or without repeats; for a model with pitch or style it is [`SpeechStreams`].
         add_bos (`bool`, default True): begin with the configuration's BOS id.
         add_eos (`bool`, default False): end with the configuration's EOS id.
 
-    Raises `ValueError` for an unknown modality, an empty segment, a unit out of range, or a unit token or marker typed
-    in a text.
+    Raises `ValueError` for an unknown modality, an empty segment, a unit out of range, a unit token or marker typed in
+    a text, text for a model without text ids, and what [`streams_to_ids`] refuses.
     """
     ids = [config.bos_token_id] if add_bos else []
-    for modality, content in _join_neighbours(segments):
+    for modality, content in _join_neighbours(segments, config):
         if modality == "text":
+            if not config.stream_ranges()["text"]:
+                raise ValueError("found a text segment, but this model knows no text; give speech alone")
             ids.append(config.text_marker_id)
             # Special tokens typed in a text ("</s>") are text, not commands.
             ids.extend(tokenizer.encode(content, add_special_tokens=False, split_special_tokens=True))
         else:
-            ids.append(config.speech_marker_id)
-            ids.extend(units_to_ids(deduplicate(content)[0], config).tolist())
+            # The BOS of a model of speech alone may be the marker itself, and stands there once.
+            if ids[-1:] != [config.speech_marker_id]:
+                ids.append(config.speech_marker_id)
+            ids.extend(_drop_repeats(content, config).tolist())
     if add_eos:
         ids.append(config.eos_token_ids[0])
     return ids
@@ -107,9 +244,10 @@ def ids_to_segments(ids: Sequence[int], config: TinyWaveConfig, tokenizer: PreTr
     """Token ids `(length,)` -> text and speech segments, the inverse of [`segments_to_ids`].
 
     Special ids are skipped, and a piece before the first marker takes the modality of its own ids, so that generated
-    ids without their prompt are read as well. Units come back as a list, as they stand.
+    ids without their prompt are read as well. Units come back as a list, as they stand; the speech of a model with
+    pitch or style comes back as parsed [`SpeechStreams`].
 
-    Raises `ValueError` for an id outside the vocabulary, a filler id, or a pitch or style id (which are not units).
+    Raises `ValueError` for an id outside the vocabulary and for a filler id.
     """
     ids = _as_integers(ids, "ids")
     _check_range(ids, range(config.vocab_size), "id")
@@ -124,7 +262,9 @@ def ids_to_segments(ids: Sequence[int], config: TinyWaveConfig, tokenizer: PreTr
         if modality[piece[0]] == TEXT_MODALITY:
             segments.append(("text", tokenizer.decode(ids[piece].tolist(), clean_up_tokenization_spaces=False)))
         else:
-            segments.append(("speech", ids_to_units(ids[piece], config).tolist()))
+            speech = ids_to_streams(ids[piece], config)
+            has_prosody = config.num_pitch_tokens or config.num_style_tokens
+            segments.append(("speech", speech if has_prosody else speech.units.tolist()))
     return segments
 
 
@@ -250,11 +390,63 @@ def _added_tokens(config: TinyWaveConfig) -> dict[int, str]:
     return dict(sorted(contents.items()))
 
 
-def _join_neighbours(segments: Iterable[Segment]) -> list[Segment]:
-    """Check each segment and join neighbours of one modality."""
+def _masks_of_streams(ids: np.ndarray, config: TinyWaveConfig) -> dict[str, np.ndarray]:
+    """Ids `(tokens,)` -> for each stream of speech `(tokens,)` bool; an id of no such stream is refused."""
+    ranges = {name: owned for name, owned in config.stream_ranges().items() if name != "text"}
+    masks = {name: (ids >= owned.start) & (ids < owned.stop) for name, owned in ranges.items()}
+    outside = np.flatnonzero(~np.logical_or.reduce(list(masks.values())))
+    if len(outside):
+        expected = ", ".join(f"{name} {owned.start}..{owned.stop - 1}" for name, owned in ranges.items())
+        raise ValueError(f"id {ids[outside[0]]} at position {outside[0]} is not speech; this model has {expected}")
+    return masks
+
+
+def _check_streams(streams: SpeechStreams, config: TinyWaveConfig) -> None:
+    """Raise `ValueError` where timed streams are not those of the model, out of range, or of different duration."""
+    ranges = config.stream_ranges()
+    spans = {}
+    for name, field, clock in _SPEECH_STREAMS:
+        values = getattr(streams, field)
+        if values is None and name in ranges:
+            raise ValueError(
+                f"the speech has no {name}, but this model has {len(ranges[name])} {name} tokens; give SpeechStreams "
+                f"with {name} at {getattr(config, clock)} Hz"
+            )
+        if values is not None and name not in ranges:
+            raise ValueError(f"the speech has {name}, but this model has no {name} tokens; leave {name} out")
+        if values is not None:
+            _check_range(values, range(len(ranges[name])), name)
+            spans[name] = len(values) / getattr(config, clock)
+    shortest, longest = min(spans, key=spans.get), max(spans, key=spans.get)
+    # The last second of style may be almost empty, and clocks differ from true rates by less than a thousandth.
+    if spans[longest] - spans[shortest] > 1 + 1e-3 * spans[longest]:
+        found = ", ".join(f"{span:.2f} s of {name}" for name, span in spans.items())
+        raise ValueError(
+            f"the streams span different times: {found}; expected one value a frame, repeats kept, each stream at its "
+            "own rate"
+        )
+
+
+def _drop_repeats(ids: np.ndarray, config: TinyWaveConfig) -> np.ndarray:
+    """Ids of one piece of speech `(tokens,)` -> without units and pitch that repeat the last of their stream."""
+    kept = np.ones(len(ids), dtype=bool)
+    masks = _masks_of_streams(ids, config)
+    for name in masks.keys() & {"unit", "pitch"}:
+        positions = np.flatnonzero(masks[name])
+        kept[positions[1:]] = ids[positions[1:]] != ids[positions[:-1]]
+    return ids[kept]
+
+
+def _join_neighbours(segments: Iterable[Segment], config: TinyWaveConfig) -> list[Segment]:
+    """Check each segment and join neighbours of one modality; speech becomes ids."""
     joined: list[Segment] = []
     for position, segment in enumerate(segments):
         modality, content = _check_segment(segment, position)
+        if modality == "speech":
+            try:
+                content = streams_to_ids(content, config)
+            except ValueError as error:
+                raise ValueError(f"speech segment {position}: {error}") from error
         if joined and joined[-1][0] == modality:
             previous = joined.pop()[1]
             content = previous + content if modality == "text" else np.concatenate([previous, content])
@@ -266,7 +458,7 @@ def _join_neighbours(segments: Iterable[Segment]) -> list[Segment]:
 
 
 def _check_segment(segment: Segment, position: int) -> Segment:
-    """Return one segment with its content checked: `str`, or int64 units `(length,)`."""
+    """Return one segment with its content checked: `str`, or [`SpeechStreams`]."""
     if not isinstance(segment, (tuple, list)) or len(segment) != 2:
         raise ValueError(f"segment {position} is {segment!r}; a segment is ('text', str) or ('speech', units)")
     modality, content = segment
@@ -274,10 +466,14 @@ def _check_segment(segment: Segment, position: int) -> Segment:
         if not isinstance(content, str):
             raise ValueError(f"text segment {position} holds {type(content).__name__}; it must hold a str")
     elif modality == "speech":
-        content = _as_integers(content, f"speech segment {position}")
+        # The class of a folder's remote code is another one than that of the package, so no isinstance.
+        if hasattr(content, "units"):
+            content = SpeechStreams(content.units, content.pitch, content.style, content.ids)
+        else:
+            content = SpeechStreams(_as_integers(content, f"speech segment {position}"))
     else:
         raise ValueError(f"segment {position} has modality {modality!r}; it must be 'text' or 'speech'")
-    if len(content) == 0:
+    if len(content if modality == "text" or content.ids is None else content.ids) == 0:
         raise ValueError(f"{modality} segment {position} is empty; leave the segment out")
     return modality, content
 
@@ -301,6 +497,6 @@ def _check_range(values: np.ndarray, owned: range, what: str) -> None:
     outside = np.flatnonzero((values < owned.start) | (values >= owned.stop))
     if len(outside):
         raise ValueError(
-            f"{what} {values[outside[0]]} at position {outside[0]} is out of range; this model's {what}s are "
+            f"{what} {values[outside[0]]} at position {outside[0]} is out of range; this model has "
             f"{owned.start}..{owned.stop - 1}"
         )

@@ -1,4 +1,4 @@
-"""Speech units to waveform: a convolutional unit decoder with a duration predictor.
+"""Speech units to waveform: a convolutional unit decoder with a duration predictor, optionally heard pitch and style.
 
 Letters in shapes: B batch, U units at `config.unit_rate` (25 Hz), T frames at `config.decoder_frame_rate` (40 Hz),
 M mel bins. The network predicts the inputs of a neural decoder (features, f0, energy); the decoder itself is passed in
@@ -6,7 +6,7 @@ as a callable. Without one, Griffin-Lim makes a waveform of lower quality from t
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,18 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.utils import ModelOutput
 
 from .configuration_tinywave import VocoderConfig
+from .vocoder_inputs_tinywave import (
+    check_durations,
+    check_stream,
+    check_units,
+    codes_at_frames,
+    length_mask,
+    lengths_of,
+    nearest_index,
+    overlapping_windows,
+    spoken_frames,
+    window_to_tensors,
+)
 
 SUBFRAMES = 2  # f0, voicing, energy and mel have two values per decoder frame
 MEL_WINDOW_HOPS = 4  # the analysis window covers four hops
@@ -25,6 +37,9 @@ MEL_FLOOR = 1e-5
 F0_RANGE = (50.0, 1100.0)  # Hz, of voiced speech
 GRIFFIN_LIM_STEPS = 48
 GRIFFIN_LIM_MOMENTUM = 0.99
+DECODER_MARGIN = 5  # units on each side that a streamed chunk is decoded with, so that its ends are warm
+SEAM_SECONDS = 0.01  # over which one streamed chunk fades into the next
+SEAM_SEARCH_SECONDS = 1 / 150  # either way, for the place where the two agree best: half a period of 75 Hz
 
 NeuralDecoder = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -81,10 +96,12 @@ class DurationPredictor(nn.Module):
 
 
 class Vocoder(PreTrainedModel):
-    """Units at 25 Hz -> decoder features at 40 Hz -> waveform at 24 kHz.
+    """Units at 25 Hz, and where the configuration says so pitch and style -> decoder features at 40 Hz -> 24 kHz.
 
-    Half of the layers run at the unit rate, half at the frame rate after linear interpolation in time. One speaker.
-    Rows of a batch come out as they do alone. Streaming is not supported: convolutions look 0.8 s ahead.
+    Half of the layers run at the unit rate, half at the frame rate after linear interpolation in time; the embeddings
+    of pitch and style are added in between, at the frame rate. One speaker. Rows of a batch come out as they do alone.
+    What is predicted at a time depends on `receptive_field` units before and after it, and `stream_outputs` gives the
+    same there as `forward`.
     """
 
     config_class = VocoderConfig
@@ -102,6 +119,11 @@ class Vocoder(PreTrainedModel):
             ConvolutionLayer(config.hidden_size, config.kernel_size, dilation=2 if index else 1)
             for index in range(config.num_layers - num_unit_layers)
         )
+        self.pitch_embedding = self.style_embedding = None
+        if config.num_pitch_tokens:
+            self.pitch_embedding = nn.Embedding(config.num_pitch_tokens, config.hidden_size)
+        if config.num_style_tokens:
+            self.style_embedding = nn.Embedding(config.num_style_tokens, config.hidden_size)
         self.output_sizes = [config.decoder_channels] + [SUBFRAMES] * 3 + [SUBFRAMES * config.num_mel_bins]
         self.head = nn.Linear(config.hidden_size, sum(self.output_sizes))
         self.duration_predictor = DurationPredictor(config)
@@ -127,24 +149,58 @@ class Vocoder(PreTrainedModel):
         """Waveform samples that one unit of duration 1 covers (960 at 24 kHz and 25 Hz)."""
         return round(self.config.sampling_rate / self.config.unit_rate)
 
+    @property
+    def receptive_field(self) -> int:
+        """Units before and after a unit that its decoder frames depend on (20 with the default sizes: 0.8 s)."""
+        radius = self.config.kernel_size // 2
+        frames = sum(radius * layer.convolution.dilation[0] for layer in self.frame_layers)
+        interpolation = 1
+        return (
+            radius * len(self.unit_layers)
+            + interpolation
+            + math.ceil(frames * self.config.unit_rate / self.config.decoder_frame_rate)
+        )
+
+    @property
+    def units_per_edge(self) -> int:
+        """Units after which a unit and a decoder frame begin together again (5: the time of 8 frames)."""
+        unit_rate = round(self.config.unit_rate)
+        return unit_rate // math.gcd(unit_rate, round(self.config.decoder_frame_rate))
+
     def unit_count_to_frame_count(self, count: torch.Tensor) -> torch.Tensor:
         """Units -> decoder frames that cover the same time, rounded to the nearest frame."""
         return torch.floor(count * (self.config.decoder_frame_rate / self.config.unit_rate) + 0.5).long()
 
-    def forward(self, units: torch.LongTensor, lengths: torch.LongTensor | None = None) -> VocoderOutput:
+    def forward(
+        self,
+        units: torch.LongTensor,
+        lengths: torch.LongTensor | None = None,
+        pitch: torch.LongTensor | None = None,
+        style: torch.LongTensor | None = None,
+    ) -> VocoderOutput:
         """Predict decoder inputs.
 
         Args:
-            units (`torch.LongTensor` of shape `(B, U)`): units at 25 Hz, repeats kept, right padded with any valid id.
-            lengths (`(B,)`, default all U): real units of each row.
+            units (`torch.LongTensor` of shape `(B, U)`): units at 25 Hz, repeats kept, right padded with any valid id
+                or -1.
+            lengths (`(B,)`, default all that are not -1): real units of each row.
+            pitch, style (`(B, U)`): the codes in force at each unit, as [`codes_at_frames`] gives them, padded alike;
+                exactly those that the configuration counts.
+
+        Raises:
+            ValueError: a missing code stream, or one that this vocoder does not have.
         """
-        lengths = self._lengths(units, lengths)
+        self._check_streams(pitch, style)
+        lengths = lengths_of(units, lengths)
         mask = length_mask(lengths, units.shape[1])
-        hidden = self.unit_embedding(units) * mask
+        hidden = self.unit_embedding(units.clamp(min=0)) * mask
         for layer in self.unit_layers:
             hidden = layer(hidden, mask)
         frame_lengths = self.unit_count_to_frame_count(lengths)
         hidden = self._interpolate(hidden, lengths, int(frame_lengths.max()))
+        for embedding, codes in ((self.pitch_embedding, pitch), (self.style_embedding, style)):
+            if embedding is not None:
+                hidden = hidden + embedding(self._hold(codes.clamp(min=0), lengths, hidden.shape[1]))
         mask = length_mask(frame_lengths, hidden.shape[1])
         for layer in self.frame_layers:
             hidden = layer(hidden, mask)
@@ -157,8 +213,8 @@ class Vocoder(PreTrainedModel):
         self, units: torch.LongTensor, lengths: torch.LongTensor | None = None
     ) -> torch.FloatTensor:
         """De-duplicated units `(B, U)` -> log(1 + frames at 25 Hz) of each, `(B, U)`."""
-        mask = length_mask(self._lengths(units, lengths), units.shape[1])
-        return self.duration_predictor(units, mask)
+        mask = length_mask(lengths_of(units, lengths), units.shape[1])
+        return self.duration_predictor(units.clamp(min=0), mask)
 
     @torch.no_grad()
     def predict_durations(self, units: torch.LongTensor, lengths: torch.LongTensor | None = None) -> torch.LongTensor:
@@ -172,6 +228,8 @@ class Vocoder(PreTrainedModel):
         units: Sequence[int] | torch.LongTensor,
         durations: Sequence[int] | torch.LongTensor | None = None,
         decoder: NeuralDecoder | None = None,
+        pitch: Sequence[int] | torch.LongTensor | None = None,
+        style: Sequence[int] | torch.LongTensor | int | None = None,
     ) -> torch.FloatTensor:
         """Speak one sequence of units.
 
@@ -181,31 +239,134 @@ class Vocoder(PreTrainedModel):
             decoder: `decoder(features (T, 128), f0 (2 T,) Hz with 0 = unvoiced, energy (2 T,)) -> waveform`, NumPy in
                 and out, at `sampling_rate`. Default `None`: Griffin-Lim on the predicted log-mel spectrogram, a
                 fallback that is intelligible but sounds metallic.
+            pitch, style: exactly the streams that the configuration counts, each one code a unit (`(U,)`), a code at
+                its own rate where all durations are 1 (12.5 Hz and 1 Hz, `(P,)` and `(S,)`), or one code for all.
 
         Returns:
             `torch.FloatTensor` of shape `(samples,)` at `sampling_rate`, cut or zero-padded to exactly
             `samples_per_unit * durations.sum()` samples.
 
         Raises:
-            ValueError: no units, units outside 0..num_units-1, or durations that do not fit the units.
+            ValueError: no units, units or codes out of range, durations or codes that do not fit the units, or a
+                missing code stream.
         """
-        units = self._check_units(units)
+        units = check_units(units, self.config.num_units).to(self.device)
         if durations is None:
             durations = self.predict_durations(units[None])[0]
-        durations = self._check_durations(durations, units)
-        output = self(torch.repeat_interleave(units, durations)[None])
-        waveform = self._griffin_lim(output) if decoder is None else self._decode(output, decoder)
-        num_samples = self.samples_per_unit * int(durations.sum())
+        durations = check_durations(durations, units)
+        pitch, style = (
+            codes_at_frames(name, codes, durations, count, rate / self.config.unit_rate)
+            for name, codes, count, rate in self._streams(pitch, style)
+        )
+        units = torch.repeat_interleave(units, durations)
+        output = self(*(None if x is None else x[None] for x in (units, None, pitch, style)))
+        waveform = self._output_to_waveform(output, decoder)
+        num_samples = self.samples_per_unit * len(units)
         return F.pad(waveform, (0, max(0, num_samples - len(waveform))))[:num_samples]
+
+    @torch.no_grad()
+    def stream_outputs(
+        self,
+        units: Iterable[int],
+        durations: Iterable[int] | None = None,
+        pitch: Iterable[int] | int | None = None,
+        style: Iterable[int] | int | None = None,
+        chunk_units: int = 25,
+    ) -> Iterator[VocoderOutput]:
+        """Predict decoder inputs piece by piece while the units still arrive.
+
+        A piece is predicted as soon as `receptive_field` more units than it needs are known (and two more where
+        durations are predicted), and the pieces joined are the output of `forward` on the whole sequence.
+
+        Args:
+            units, durations, pitch, style: as in [`~Vocoder.units_to_waveform`], but read one at a time and in step,
+                one duration and code a unit.
+            chunk_units (`int`, default 25): 25 Hz frames of a piece, rounded up to a multiple of `units_per_edge`.
+
+        Raises:
+            ValueError: as [`~Vocoder.units_to_waveform`], when the offending unit is read.
+        """
+        frames = self._spoken_frames(units, durations, pitch, style)
+        for output, start, stop, _ in self._stream_windows(frames, chunk_units, margin=0):
+            yield slice_output(output, start, stop)
+
+    @torch.no_grad()
+    def stream_waveform(
+        self,
+        units: Iterable[int],
+        durations: Iterable[int] | None = None,
+        decoder: NeuralDecoder | None = None,
+        pitch: Iterable[int] | int | None = None,
+        style: Iterable[int] | int | None = None,
+        chunk_units: int = 25,
+    ) -> Iterator[torch.FloatTensor]:
+        """Speak piece by piece while the units still arrive; arguments as in [`~Vocoder.stream_outputs`].
+
+        The pieces have as many samples in all as [`~Vocoder.units_to_waveform`] gives. Their samples differ from its
+        samples: a decoder starts each piece with a phase and noise of its own, so a piece is moved by up to 7 ms to
+        where it agrees best with the one before, and faded in over 10 ms.
+        """
+        search, fade = (round(seconds * self.sampling_rate) for seconds in (SEAM_SEARCH_SECONDS, SEAM_SECONDS))
+        samples_per_frame = self.sampling_rate / self.config.decoder_frame_rate
+        tail = None
+        frames = self._spoken_frames(units, durations, pitch, style)
+        for output, start, stop, num_units in self._stream_windows(frames, chunk_units, margin=DECODER_MARGIN):
+            first, last = max(0, start - self._margin_frames), stop + self._margin_frames
+            waveform = self._output_to_waveform(slice_output(output, first, last), decoder)
+            begin = round((start - first) * samples_per_frame)
+            size = self.samples_per_unit * num_units
+            waveform = F.pad(waveform, (0, max(0, begin + size + search + fade - len(waveform))))
+            if tail is not None:
+                begin += best_shift(tail, waveform[begin - search : begin + search + fade])
+                rise = torch.linspace(0, 1, fade)
+                waveform[begin : begin + fade] = tail + rise * (waveform[begin : begin + fade] - tail)
+            tail = waveform[begin + size : begin + size + fade].clone()
+            yield waveform[begin : begin + size].clone()
+
+    @property
+    def _margin_frames(self) -> int:
+        return round(DECODER_MARGIN * self.config.decoder_frame_rate / self.config.unit_rate)
+
+    def _stream_windows(
+        self, frames: Iterator[list[int]], chunk_units: int, margin: int
+    ) -> Iterator[tuple[VocoderOutput, int, int, int]]:
+        """Yield (output of a window, first and last + 1 frame of its new piece, units of the piece)."""
+        if chunk_units < 1:
+            raise ValueError(f"Found chunk_units={chunk_units}; expected at least 1 unit (40 ms) in a piece.")
+        edge = self.units_per_edge
+        chunk, context = (math.ceil(size / edge) * edge for size in (chunk_units, self.receptive_field + margin))
+        for window, begin, size in overlapping_windows(frames, chunk, context):
+            units, pitch, style = window_to_tensors(window, self.device)
+            counts = torch.tensor([begin, begin + size])
+            start, stop = self.unit_count_to_frame_count(counts).tolist()
+            yield self(units, None, pitch, style), start, stop, size
+
+    def _spoken_frames(self, units, durations, pitch, style) -> Iterator[list[int]]:
+        streams = [(name, codes, count) for name, codes, count, _ in self._streams(pitch, style)]
+        return spoken_frames(units, durations, streams, self.config.num_units, self.predict_durations, self.device)
+
+    def _streams(self, pitch, style) -> list[tuple]:
+        """(name, codes, number of codes, rate) of pitch and style."""
+        config = self.config
+        return [
+            ("pitch", pitch, config.num_pitch_tokens, config.pitch_rate),
+            ("style", style, config.num_style_tokens, config.style_rate),
+        ]
+
+    def _check_streams(self, pitch, style) -> None:
+        for name, codes, count, _ in self._streams(pitch, style):
+            check_stream(name, codes, count)
+
+    def _output_to_waveform(self, output: VocoderOutput, decoder: NeuralDecoder | None) -> torch.FloatTensor:
+        if decoder is None:
+            return log_mel_to_waveform(output.log_mel[0].float().cpu(), self.config)
+        return self._decode(output, decoder)
 
     def _decode(self, output: VocoderOutput, decoder: NeuralDecoder) -> torch.FloatTensor:
         f0 = torch.where(output.voicing_logits > 0, torch.exp(output.log_f0).clamp(*F0_RANGE), 0.0)
         energy = output.energy[0].reshape(-1)
         features, f0, energy = (x.cpu().numpy() for x in (output.features[0], f0[0].reshape(-1), energy))
         return torch.from_numpy(np.asarray(decoder(features, f0, energy), dtype=np.float32))
-
-    def _griffin_lim(self, output: VocoderOutput) -> torch.FloatTensor:
-        return log_mel_to_waveform(output.log_mel[0].float().cpu(), self.config)
 
     def _interpolate(self, hidden: torch.Tensor, lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Linear interpolation in time between unit centres, `(B, U, C)` -> `(B, T, C)`; the last unit is held."""
@@ -220,34 +381,25 @@ class Vocoder(PreTrainedModel):
         right_hidden = hidden[rows, torch.minimum(right_index, last)]
         return left_hidden + weight * (right_hidden - left_hidden)
 
-    def _lengths(self, units: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-        return units.new_full((len(units),), units.shape[1]) if lengths is None else lengths
-
-    def _check_units(self, units) -> torch.LongTensor:
-        units = torch.as_tensor(units, dtype=torch.long, device=self.device)
-        if units.dim() != 1 or not len(units):
-            raise ValueError(f"Found units of shape {tuple(units.shape)}; expected one sequence of at least one unit.")
-        low, high = int(units.min()), int(units.max())
-        if low < 0 or high >= self.config.num_units:
-            raise ValueError(
-                f"Found units between {low} and {high}; this vocoder knows 0 to {self.config.num_units - 1}. "
-                "Convert token ids to units first (subtract the unit offset of the language model)."
-            )
-        return units
-
-    def _check_durations(self, durations, units: torch.Tensor) -> torch.LongTensor:
-        durations = torch.as_tensor(durations, dtype=torch.long, device=units.device)
-        if durations.shape != units.shape or int(durations.min()) < 1:
-            raise ValueError(
-                f"Found durations of shape {tuple(durations.shape)} for {len(units)} units; expected one duration of "
-                "at least 1 frame for each unit."
-            )
-        return durations
+    def _hold(self, codes: torch.Tensor, lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Code of the unit on which the centre of each decoder frame lies, `(B, U)` -> `(B, T)`."""
+        index = nearest_index(num_frames, self.config.unit_rate / self.config.decoder_frame_rate, codes.device)
+        return codes.gather(1, torch.minimum(index[None], lengths[:, None] - 1))
 
 
-def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
-    """Lengths `(B,)` -> float mask `(B, size, 1)`, 1 on real positions."""
-    return (torch.arange(size, device=lengths.device)[None] < lengths[:, None]).unsqueeze(-1).float()
+def best_shift(tail: torch.Tensor, waveform: torch.Tensor) -> int:
+    """Shift at which `tail` correlates best with `waveform`, relative to its middle: `(F,)`, `(2 S + F,)` -> -S..S."""
+    candidates = waveform.unfold(0, len(tail), 1)
+    scores = candidates @ tail / (candidates.norm(dim=1) + 1e-6)
+    return int(scores.argmax()) - (len(candidates) - 1) // 2
+
+
+def slice_output(output: VocoderOutput, start: int, stop: int) -> VocoderOutput:
+    """Decoder frames `start .. stop - 1` of an output of one row; `stop` may lie behind its end."""
+    frames = slice(start, min(stop, int(output.lengths[0])))
+    parts = [output.features, output.log_f0, output.voicing_logits, output.energy]
+    log_mel = output.log_mel[:, frames.start * SUBFRAMES : frames.stop * SUBFRAMES]
+    return VocoderOutput(*(part[:, frames] for part in parts), log_mel, output.lengths * 0 + frames.stop - start)
 
 
 def waveform_to_log_mel(waveform: torch.Tensor, config: VocoderConfig) -> torch.FloatTensor:
