@@ -164,6 +164,28 @@ def test_a_crop_holds_the_samples_of_its_units(utterances, tmp_path):
     assert not longer["input_values"][len(whole) :].any()
 
 
+def test_a_crop_at_another_speed_keeps_the_units_of_its_sounds(utterances, tmp_path):
+    encoder = SpeechEncoder(SpeechEncoderConfig(**CONFIG))
+    settings = {"max_gain": 0.0, "noise_share": 0.0, "max_speed_change": 0.2, "crop_units": 500}
+    dataset = SpeechEncoderDataset(utterances, encoder, arguments(tmp_path, **settings))
+    whole, units = utterances[0].read_samples(0, utterances[0].num_samples), utterances[0].units
+    counts = set()
+    for _ in range(4):
+        crop = dataset[0]
+        num_samples = int(crop["input_values"].nonzero().max()) + 1
+        speed = len(whole) / num_samples
+        played = crop["labels"][crop["labels"] != IGNORED].tolist()
+        expected = [units[int((frame + 0.5) * speed)] for frame in range(len(played) - 1)]
+        assert np.mean(np.equal(played[:-1], expected)) > 0.95
+        assert len(played) == pytest.approx(len(units) / speed, abs=1)
+        # A loud moment is where the speed puts it.
+        envelope, original = (np.abs(part[: len(part) // 640 * 640]).reshape(-1, 640).max(1)
+                              for part in (crop["input_values"][:num_samples].numpy(), whole))
+        assert int(envelope.argmax() * speed) == pytest.approx(int(original.argmax()), abs=2)
+        counts.add(len(played))
+    assert len(counts) > 1
+
+
 def test_augmentation_changes_loudness_and_adds_noise_of_the_ratio(utterances, tmp_path):
     encoder = SpeechEncoder(SpeechEncoderConfig(**CONFIG))
     torch.manual_seed(0)
@@ -309,5 +331,7 @@ def test_an_encoder_that_cannot_be_distilled_is_refused(teacher, tmp_path):
 def test_unusable_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match="crop_units=2"):
         arguments(tmp_path, crop_units=2)
+    with pytest.raises(ValueError, match="max_speed_change=1.0"):
+        arguments(tmp_path, max_speed_change=1.0)
     with pytest.raises(ValueError, match="noise_share=1.5"):
         arguments(tmp_path, noise_share=1.5)

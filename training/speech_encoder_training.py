@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import soxr
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -38,6 +39,10 @@ class SpeechEncoderTrainingArguments(TrainingArguments):
     feature_weight: float = field(
         default=0.0, metadata={"help": "Weight of the distance to the teacher's features; 0 needs no teacher."}
     )
+    max_speed_change: float = field(
+        default=0.0,
+        metadata={"help": "Crops are played up to this share slower or faster, which changes pitch and formants too."},
+    )
     max_gain: float = field(default=12.0, metadata={"help": "Crops get louder or softer by at most this, in dB."})
     noise_share: float = field(default=0.5, metadata={"help": "Share of crops to which white noise is added."})
     min_noise_ratio: float = field(default=10.0, metadata={"help": "Lowest signal-to-noise ratio of these, in dB."})
@@ -50,9 +55,11 @@ class SpeechEncoderTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.crop_units < MASKED_SPAN:
             raise ValueError(f"Found crop_units={self.crop_units}; expected {MASKED_SPAN} or more.")
-        for name in ("noise_share", "mask_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"Found {name}={getattr(self, name)}; expected a share from 0 to 1.")
+        if not 0 <= self.noise_share <= 1:
+            raise ValueError(f"Found noise_share={self.noise_share}; expected a share from 0 to 1.")
+        for name in ("mask_share", "max_speed_change"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"Found {name}={getattr(self, name)}; expected a share from 0 to less than 1.")
         if self.unit_weight <= 0 or self.feature_weight < 0:
             raise ValueError(
                 f"Found unit_weight={self.unit_weight} and feature_weight={self.feature_weight}; the first must be "
@@ -61,13 +68,17 @@ class SpeechEncoderTrainingArguments(TrainingArguments):
 
 
 class SpeechEncoderDataset(Dataset):
-    """A random crop of every utterance, with the units that the teacher found in the whole utterance."""
+    """A random crop of every utterance, with the units that the teacher found in the whole utterance.
+
+    A crop that is played faster or slower keeps the units of its sounds: they are to be the same in every voice.
+    """
 
     def __init__(
         self, utterances: Sequence[UnitUtterance], encoder: SpeechEncoder, args: SpeechEncoderTrainingArguments
     ):
         self.utterances = utterances
         self.args = args
+        self.sampling_rate = encoder.sampling_rate
         self.samples_per_unit = encoder.samples_per_unit
         self.num_samples = (args.crop_units - 1) * encoder.samples_per_unit + encoder.samples_per_window
 
@@ -80,16 +91,26 @@ class SpeechEncoderDataset(Dataset):
         `input_values` and, for the teacher, `clean_values`, both `(num_samples,)` and zero after the utterance;
         `labels` `(crop_units,)`, -100 after it.
         """
-        utterance = self.utterances[index]
-        start = int(torch.randint(max(1, len(utterance.units) - self.args.crop_units + 1), ()))
-        samples = torch.from_numpy(utterance.read_samples(start * self.samples_per_unit, self.num_samples))
-        units = torch.from_numpy(utterance.units[start : start + self.args.crop_units].astype(np.int64))
+        samples, units = self._crop(self.utterances[index])
         padding = (0, self.num_samples - len(samples))
         crop = {
             "input_values": F.pad(self._augment(samples), padding),
             "labels": F.pad(units, (0, self.args.crop_units - len(units)), value=IGNORED),
         }
         return crop | ({"clean_values": F.pad(samples, padding)} if self.args.feature_weight else {})
+
+    def _crop(self, utterance: UnitUtterance) -> tuple[torch.Tensor, torch.LongTensor]:
+        """Return samples at a random speed and the unit in the middle of each of their frames."""
+        change = self.args.max_speed_change
+        speed = float(torch.empty(()).uniform_(1 - change, 1 + change))
+        num_units = math.ceil(self.args.crop_units * speed)
+        start = int(torch.randint(max(1, len(utterance.units) - num_units + 1), ()))
+        samples = utterance.read_samples(start * self.samples_per_unit, math.ceil(self.num_samples * speed))
+        if change:
+            samples = soxr.resample(samples, self.sampling_rate * speed, self.sampling_rate)[: self.num_samples]
+        frames = start + ((np.arange(self.args.crop_units) + 0.5) * speed).astype(np.int64)
+        units = utterance.units[frames[frames < len(utterance.units)]].astype(np.int64)
+        return torch.from_numpy(samples), torch.from_numpy(units)
 
     def _augment(self, samples: torch.Tensor) -> torch.Tensor:
         """Add noise to some crops and change the loudness of all; the teacher heard neither."""
