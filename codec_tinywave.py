@@ -1,15 +1,18 @@
 """Waveform <-> streams of units, pitch and style: the models that stand on both sides of a language model."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from .configuration_tinywave import TinyWaveConfig
 from .tokenization_tinywave import SpeechStreams
 
 # waveform (samples,) at 16 kHz -> F0 in Hz (frames,) and voiced (frames,), at 200 Hz
 F0Extractor = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+_FIRST_UNIT_ID = 5  # after the three special ids and the two markers
 
 
 class SpeechCodec:
@@ -17,7 +20,7 @@ class SpeechCodec:
 
     Args:
         speech_encoder ([`SpeechEncoder`]): waveform -> units.
-        vocoder ([`Vocoder`] or [`HifiGanVocoder`]): units -> waveform.
+        vocoder ([`Vocoder`] or [`HifiGanVocoder`], *optional*): units -> waveform. Without it nothing can be decoded.
         decoder (*optional*): neural decoder of a [`Vocoder`], see [`Vocoder.units_to_waveform`].
         pitch_encoder ([`PitchEncoder`], *optional*): F0 -> pitch codes; needs `f0_extractor`.
         style_encoder ([`StyleEncoder`], *optional*): waveform -> style.
@@ -33,7 +36,7 @@ class SpeechCodec:
     def __init__(
         self,
         speech_encoder: PreTrainedModel,
-        vocoder: PreTrainedModel,
+        vocoder: PreTrainedModel | None = None,
         decoder: Callable | None = None,
         *,
         pitch_encoder: PreTrainedModel | None = None,
@@ -41,7 +44,7 @@ class SpeechCodec:
         f0_extractor: F0Extractor | None = None,
     ):
         # A vocoder may know one unit more, the blank of the published quantizer, which no encoder emits.
-        if not 0 <= vocoder.config.num_units - speech_encoder.config.num_units <= 1:
+        if vocoder is not None and not 0 <= vocoder.config.num_units - speech_encoder.config.num_units <= 1:
             raise ValueError(
                 f"Found {speech_encoder.config.num_units} units in the speech encoder and {vocoder.config.num_units} "
                 "in the vocoder; expected two parts made for the same units."
@@ -67,6 +70,38 @@ class SpeechCodec:
         present = {"unit": True, "pitch": self.pitch_encoder is not None, "style": self.style_encoder is not None}
         return {name for name, is_present in present.items() if is_present}
 
+    def token_layout(self) -> TinyWaveConfig:
+        """Return the smallest id layout that has the codec's streams and no text, to merge streams without a model."""
+        pitch_offset = _FIRST_UNIT_ID + self.speech_encoder.config.num_units
+        num_pitch_tokens = 0 if self.pitch_encoder is None else self.pitch_encoder.config.num_codes
+        style_offset = pitch_offset + num_pitch_tokens
+        num_style_tokens = 0 if self.style_encoder is None else self.style_encoder.config.num_styles
+        return TinyWaveConfig(
+            vocab_size=style_offset + num_style_tokens,
+            text_offset=3,
+            text_vocab_size=3,
+            text_marker_id=3,
+            speech_marker_id=4,
+            unit_offset=_FIRST_UNIT_ID,
+            num_units=self.speech_encoder.config.num_units,
+            pitch_offset=pitch_offset if num_pitch_tokens else -1,
+            num_pitch_tokens=num_pitch_tokens,
+            style_offset=style_offset if num_style_tokens else -1,
+            num_style_tokens=num_style_tokens,
+        )
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits for each encoder, joined by dashes: they change when an encoder changes.
+
+        Streams of two codecs can be mixed only when their fingerprints agree. With units alone it is the fingerprint of
+        the speech encoder.
+        """
+        parts = [self.speech_encoder.fingerprint()]
+        for encoder in (self.pitch_encoder, self.style_encoder):
+            if encoder is not None:
+                parts.append(_digest_of_weights(encoder))
+        return "-".join(parts)
+
     @torch.no_grad()
     def encode(self, waveforms: Sequence[np.ndarray | torch.Tensor], batch_size: int = 1) -> list[SpeechStreams]:
         """Waveforms, 1-D, mono, at `input_sampling_rate` -> timed streams of each.
@@ -90,7 +125,11 @@ class SpeechCodec:
             streams ([`SpeechStreams`]): a stream that the vocoder does not know is not heard.
             durations (sequence of shape `(units,)`, *optional*): frames of each unit. Default: one for timed streams,
                 predicted by the vocoder for parsed ones.
+
+        Raises `ValueError` for a codec without vocoder, and what the vocoder refuses.
         """
+        if self.vocoder is None:
+            raise ValueError("This codec has no vocoder, so it cannot speak; make it with one.")
         if streams.ids is None:
             streams = self.timed_to_frames(streams)
             durations = np.ones(len(streams), dtype=np.int64) if durations is None else durations
@@ -114,3 +153,10 @@ class SpeechCodec:
             return values
         positions = (np.arange(num_frames) * (rate / self.speech_encoder.frame_rate)).astype(np.int64)
         return values[np.minimum(positions, len(values) - 1)]
+
+
+def _digest_of_weights(model: PreTrainedModel) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -277,6 +277,8 @@ class VocoderConfig(PreTrainedConfig):
         num_style_tokens (`int`, default 0): style codes that the vocoder hears; 0 for a vocoder without style.
         pitch_rate (`float`, default 12.5): pitch codes per second (Hz).
         style_rate (`float`, default 1.0): style codes per second (Hz).
+        optional_prosody (`bool`, default False): whether the vocoder was trained to do without pitch or style as well,
+            so that it also speaks units alone.
     """
 
     model_type = "tinywave_vocoder"
@@ -295,10 +297,11 @@ class VocoderConfig(PreTrainedConfig):
     num_style_tokens: int = 0
     pitch_rate: float = 12.5
     style_rate: float = 1.0
+    optional_prosody: bool = False
 
     def validate_sizes(self):
         """Part of the `@strict` validation: sizes that would make the first batch fail are refused here."""
-        for name in self.__class__.__annotations__:
+        for name in self.__class__.__annotations__.keys() - {"optional_prosody"}:
             is_off = name in ("num_pitch_tokens", "num_style_tokens") and getattr(self, name) == 0
             if getattr(self, name) <= 0 and not is_off:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")

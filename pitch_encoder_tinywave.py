@@ -229,9 +229,7 @@ class PitchEncoder(PreTrainedModel):
         """Number of distinct pitch tokens."""
         return self.config.num_codes
 
-    def forward(
-        self, features: torch.Tensor, lengths: torch.LongTensor | None = None, **kwargs
-    ) -> PitchEncoderOutput:
+    def forward(self, features: torch.Tensor, lengths: torch.LongTensor | None = None, **kwargs) -> PitchEncoderOutput:
         """Encode, quantize and decode a padded batch.
 
         In training, the gradient of the reconstruction passes the quantizer unchanged to the encoder

@@ -258,9 +258,7 @@ def build_backbone(config: SpeechEncoderConfig) -> WhisperBackbone | HubertBackb
             f"backbone_config has model_type {model_type!r}; the speech encoder supports 'whisper' and 'hubert'"
         )
     if config.layer > backbone_config.num_hidden_layers:
-        raise ValueError(
-            f"layer is {config.layer}, but the backbone has {backbone_config.num_hidden_layers} layers"
-        )
+        raise ValueError(f"layer is {config.layer}, but the backbone has {backbone_config.num_hidden_layers} layers")
     backbone_config._attn_implementation = config._attn_implementation
     if model_type == "hubert":
         return HubertBackbone(backbone_config, config.layer, config.attention_window)

@@ -268,6 +268,31 @@ def ids_to_segments(ids: Sequence[int], config: TinyWaveConfig, tokenizer: PreTr
     return segments
 
 
+def ids_to_tokens(ids: Sequence[int], config: TinyWaveConfig) -> list[str]:
+    """Token ids of speech `(length,)` -> their names, such as "[Hu78]", "[Pi13]" and "[St1]".
+
+    Raises `ValueError` for an id that is no marker and belongs to no stream of speech.
+    """
+    names = _added_tokens(config)
+    unknown = [index for index in ids if int(index) not in names]
+    if unknown:
+        raise ValueError(f"id {unknown[0]} is not speech; expected a unit, pitch or style token, or a marker")
+    return [names[int(index)] for index in ids]
+
+
+def tokens_to_ids(tokens: Sequence[str], config: TinyWaveConfig) -> np.ndarray:
+    """Names of speech tokens -> ids `(length,)`, int64: the inverse of [`ids_to_tokens`].
+
+    Raises `ValueError` for a name that is not one of the model's.
+    """
+    ids = {name: index for index, name in _added_tokens(config).items()}
+    for position, token in enumerate(tokens):
+        if token not in ids:
+            streams = ", ".join(f"{len(owned)} {name}" for name, owned in config.stream_ranges().items() if len(owned))
+            raise ValueError(f"token {token!r} at position {position} is unknown; this layout has {streams} tokens")
+    return np.array([ids[token] for token in tokens], dtype=np.int64)
+
+
 def marker_of_modality(modality: str, config: TinyWaveConfig) -> int:
     """ "text" or "speech" -> the id of its marker. Raises `ValueError` for anything else."""
     markers = {"text": config.text_marker_id, "speech": config.speech_marker_id}

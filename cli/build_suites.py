@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..data.unit_extraction import load_speech_encoder
+from ..data.codec_loading import load_speech_encoder
 from ..eval.builders import build_suite
 from .recipe import read_recipe
 from .shipped import SPEECH_ENCODER

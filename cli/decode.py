@@ -1,33 +1,36 @@
-"""`tinywave decode units.json recording.wav`"""
+"""`tinywave decode tokens.json recording.wav`"""
 
 import json
 from pathlib import Path
 
+from ..codec_tinywave import SpeechCodec
 from ..data.audio_io import write_audio
-from .loading import load_vocoder, neural_decoder
-from .shipped import VOCODER
+from ..tokenization_tinywave import SpeechStreams, ids_to_streams, tokens_to_ids
+from .loading import add_codec_arguments, open_codec
+
+STREAM_FIELDS = ("units", "pitch", "style")
 
 
 def add_arguments(parser):
-    parser.add_argument("units", help="JSON of `tinywave encode`; where it has no durations, they are predicted")
+    parser.add_argument(
+        "record", help="JSON of `tinywave encode`; tokens alone are enough, durations are then predicted"
+    )
     parser.add_argument("output", help="audio file to write, .wav or .flac")
-    parser.add_argument("--vocoder", default=str(VOCODER), help="folder of the vocoder")
-    parser.add_argument("--griffin-lim", action="store_true", help="use the metallic fallback, not the neural decoder")
+    add_codec_arguments(parser)
 
 
 def run(arguments) -> int:
-    """Speak units and print the path of the recording."""
-    record = read_units(Path(arguments.units))
-    vocoder = load_vocoder(arguments.vocoder)
-    decoder = neural_decoder(arguments.griffin_lim)
-    waveform = vocoder.units_to_waveform(record["units"], record.get("durations"), decoder)
-    write_audio(arguments.output, waveform.numpy(), vocoder.sampling_rate)
+    """Speak streams or tokens and print the path of the recording."""
+    record = read_record(Path(arguments.record))
+    codec = open_codec(arguments)
+    waveform = codec.decode(record_to_streams(record, codec))
+    write_audio(arguments.output, waveform.numpy(), codec.output_sampling_rate)
     print(arguments.output)
     return 0
 
 
-def read_units(path: Path) -> dict:
-    """Read {"units", optionally "durations"}: lists of whole numbers.
+def read_record(path: Path) -> dict:
+    """Read {"units", optionally "pitch" and "style"} (lists of whole numbers) or {"tokens"} (list of names).
 
     Raises `ValueError` naming the file when it holds anything else, `OSError` when it cannot be read.
     """
@@ -35,10 +38,18 @@ def read_units(path: Path) -> dict:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}); expected the output of `tinywave encode`") from error
-    if not isinstance(record, dict) or "units" not in record:
-        raise ValueError(f'{path} has no "units"; expected the output of `tinywave encode`')
-    for name in ("units", "durations"):
-        values = record.get(name, [])
-        if not isinstance(values, list) or not all(type(value) is int for value in values):
-            raise ValueError(f'"{name}" in {path} must be a list of whole numbers')
+    if not isinstance(record, dict) or not record.keys() & {"units", "tokens"}:
+        raise ValueError(f'{path} has neither "units" nor "tokens"; expected the output of `tinywave encode`')
+    for name, kind, words in (*((name, int, "whole numbers") for name in STREAM_FIELDS), ("tokens", str, "names")):
+        values = record.get(name)
+        if values is not None and not (isinstance(values, list) and all(type(value) is kind for value in values)):
+            raise ValueError(f'"{name}" in {path} must be a list of {words}')
     return record
+
+
+def record_to_streams(record: dict, codec: SpeechCodec) -> SpeechStreams:
+    """Timed streams of a record with units, parsed ones (without durations) of a record with tokens alone."""
+    if record.get("units") is not None:
+        return SpeechStreams(*(record.get(name) for name in STREAM_FIELDS))
+    layout = codec.token_layout()
+    return ids_to_streams(tokens_to_ids(record["tokens"], layout), layout)

@@ -1,18 +1,23 @@
-"""`tinywave extract-units --corpus outputs/corpus --output-dir outputs/units`"""
+"""`tinywave extract-units --corpus outputs/corpus --streams unit pitch style --output-dir outputs/units`"""
 
-from ..data.unit_extraction import extract_units, load_speech_encoder
-from .shipped import SPEECH_ENCODER
+from ..data.unit_extraction import extract_units
+from .loading import add_codec_arguments, open_codec
+
+STREAMS = ("unit", "pitch", "style")
 
 
 def add_arguments(parser):
     parser.add_argument("--corpus", required=True, help="folder that `tinywave prepare` wrote")
-    parser.add_argument("--speech-encoder", default=str(SPEECH_ENCODER), help="folder of the speech encoder")
+    add_codec_arguments(parser, speaks=False)
+    parser.add_argument(
+        "--streams", nargs="+", choices=STREAMS, default=["unit"], help="what to extract, units always"
+    )
     parser.add_argument("--output-dir", required=True, help="folder of the unit shards")
     parser.add_argument("--num-processes", type=int, default=2, help="worker processes")
 
 
 def run(arguments) -> int:
-    encoder = load_speech_encoder(arguments.speech_encoder)
-    extract_units(arguments.corpus, encoder, arguments.output_dir, arguments.num_processes)
+    codec = open_codec(arguments, arguments.streams)
+    extract_units(arguments.corpus, codec, arguments.output_dir, arguments.num_processes)
     print(arguments.output_dir)
     return 0

@@ -1,6 +1,7 @@
 """`tinywave fit-units nano/units --corpus outputs/corpus --output-dir outputs/speech_encoder`"""
 
-from ..data.unit_extraction import fit_kmeans, new_speech_encoder, sample_features
+from ..data.codec_loading import new_speech_encoder
+from ..data.unit_extraction import fit_kmeans, sample_features
 from .recipe import read_recipe
 
 

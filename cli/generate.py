@@ -3,26 +3,22 @@
 import numpy as np
 from transformers.trainer_utils import set_seed
 
-from ..codec_tinywave import SpeechCodec
 from ..data.audio_io import load_audio, write_audio
-from ..data.unit_extraction import load_speech_encoder
 from ..pipeline_tinywave import TinyWavePipeline
-from .loading import load_language_model, load_vocoder, neural_decoder
-from .shipped import SPEECH_ENCODER, TEACHER, VOCODER
+from .loading import add_codec_arguments, load_language_model, open_codec
+from .shipped import TEACHER
 
 
 def add_arguments(parser):
     parser.add_argument("prompt", help="audio file to continue; any sampling rate and number of channels")
     parser.add_argument("output", help="audio file to write, .wav or .flac")
     parser.add_argument("--model", default=str(TEACHER), help="folder of the language model")
-    parser.add_argument("--speech-encoder", default=str(SPEECH_ENCODER), help="folder of the speech encoder")
-    parser.add_argument("--vocoder", default=str(VOCODER), help="folder of the vocoder")
-    parser.add_argument("--max-new-tokens", type=int, default=100, help="most units to add; about 18 make a second")
+    add_codec_arguments(parser)
+    parser.add_argument("--max-new-tokens", type=int, default=100, help="most tokens to add; 18 to 28 make a second")
     parser.add_argument("--temperature", type=float, default=0.8, help="of sampling; 0 takes the likeliest unit")
     parser.add_argument("--top-k", type=int, default=25, help="sample from this many likeliest units")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same continuation")
     parser.add_argument("--with-prompt", action="store_true", help="write the prompt before the continuation")
-    parser.add_argument("--griffin-lim", action="store_true", help="use the metallic fallback, not the neural decoder")
 
 
 def run(arguments) -> int:
@@ -30,11 +26,7 @@ def run(arguments) -> int:
     sampling = sampling_options(arguments.temperature, arguments.top_k, arguments.max_new_tokens)
     waveform = load_audio(arguments.prompt)
     model, processor = load_language_model(arguments.model)
-    codec = SpeechCodec(
-        load_speech_encoder(arguments.speech_encoder),
-        load_vocoder(arguments.vocoder),
-        neural_decoder(arguments.griffin_lim),
-    )
+    codec = open_codec(arguments, model.config.stream_ranges())
     set_seed(arguments.seed)
     segments = TinyWavePipeline(model, processor, codec)([("speech", waveform)], **sampling)
     if not segments:

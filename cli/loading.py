@@ -1,40 +1,49 @@
 """Loading the models that a verb was pointed at."""
 
+from collections.abc import Collection
 from pathlib import Path
 
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..data.hibari_voice import HibariDecoder
+from ..codec_tinywave import SpeechCodec
+from ..data.codec_loading import load_codec
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
-from ..vocoder_tinywave import Vocoder
-
-
-def load_vocoder(folder: str | Path) -> Vocoder:
-    """Load a vocoder for use. Raises `FileNotFoundError` where the folder holds no model."""
-    return _load(Vocoder, folder)
+from .shipped import CODEC
 
 
 def load_language_model(folder: str | Path) -> tuple[TinyWaveForCausalLM, TinyWaveProcessor]:
-    """Load a language model for use, and its processor. Raises `FileNotFoundError` where the folder holds none."""
-    return _load(TinyWaveForCausalLM, folder), TinyWaveProcessor.from_pretrained(folder)
+    """Load a language model for use, and its processor. Raises `FileNotFoundError` where the folder holds none.
 
-
-def neural_decoder(griffin_lim: bool):
-    """The decoder that `Vocoder.units_to_waveform` takes: None for the Griffin-Lim fallback.
-
-    Raises `ModuleNotFoundError` naming the pip extra where the neural decoder is not installed.
+    Only a local folder is read: one that does not exist would be taken for the name of a Hub repository.
     """
-    return None if griffin_lim else HibariDecoder().decode
-
-
-def _load(model_class: type[PreTrainedModel], folder: str | Path) -> PreTrainedModel:
-    """Load from a local folder only: a folder that does not exist would be taken for the name of a Hub repository."""
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(
-            f"{folder} holds no {model_class.__name__} (no config.json); name the folder of one, or make the shipped "
+            f"{folder} holds no TinyWaveForCausalLM (no config.json); name the folder of one, or make the shipped "
             "models with `tinywave rebuild`"
         )
     logging.disable_progress_bar()
-    return model_class.from_pretrained(folder).eval()
+    return TinyWaveForCausalLM.from_pretrained(folder).eval(), TinyWaveProcessor.from_pretrained(folder)
+
+
+def add_codec_arguments(parser, speaks: bool = True) -> None:
+    """Declare what [`open_codec`] reads; `speaks` where the verb makes sound."""
+    parser.add_argument("--codec", default=str(CODEC), help="folder of the encoders and the vocoder")
+    parser.add_argument("--speech-encoder", help="folder of another speech encoder, in place of the codec's own")
+    if speaks:
+        parser.add_argument("--vocoder", help="folder of another vocoder, in place of the codec's own")
+        parser.add_argument(
+            "--griffin-lim", action="store_true", help="use the metallic fallback, not the neural decoder"
+        )
+
+
+def open_codec(arguments, streams: Collection[str] | None = None) -> SpeechCodec:
+    """The codec that the arguments name, with the encoders of `streams` (default: all it has)."""
+    logging.disable_progress_bar()
+    return load_codec(
+        arguments.codec,
+        streams,
+        speech_encoder=arguments.speech_encoder,
+        vocoder=getattr(arguments, "vocoder", None),
+        griffin_lim=getattr(arguments, "griffin_lim", True),
+    )

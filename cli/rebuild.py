@@ -7,7 +7,7 @@ folder `assets` in the output folder has the layout of the package's own.
 import shutil
 from pathlib import Path
 
-from ..data.unit_extraction import load_speech_encoder
+from ..data.codec_loading import load_speech_encoder
 from ..training.checkpoints import save_in_bfloat16
 from . import main as command_line
 from .loading import load_language_model, load_vocoder

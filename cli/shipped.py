@@ -4,8 +4,10 @@ from importlib.resources import files
 from pathlib import Path
 
 ASSETS = Path(str(files("tinywave.assets").joinpath("")))
-SPEECH_ENCODER = ASSETS / "speech_encoder"
+CODEC = ASSETS / "codec"
+SPEECH_ENCODER = CODEC / "speech_encoder"
+VOCODER = CODEC / "vocoder"
+WHISPER_UNITS = ASSETS / "whisper_units"
 TEACHER = ASSETS / "teacher"
-VOCODER = ASSETS / "vocoder"
 SUITES = ASSETS / "suites"
 AUDIO = ASSETS / "audio"

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from ..configuration_tinywave import SpeechEncoderConfig
-from ..data.unit_extraction import load_speech_encoder, load_unit_utterances
+from ..data.codec_loading import load_speech_encoder
+from ..data.unit_extraction import load_unit_utterances
 from ..training.checkpoints import save_in_bfloat16
 from ..training.speech_encoder_training import SpeechEncoderTrainingArguments, train_speech_encoder
 from .recipe import read_recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..configuration_tinywave import VocoderConfig
 from ..data.kokoro_voice import TRAIN_VOICES, KokoroVoice
-from ..data.unit_extraction import load_speech_encoder
+from ..data.codec_loading import load_speech_encoder
 from ..data.vocoder_features import (
     ProsodyReader,
     VocoderSpeaker,

@@ -222,9 +222,7 @@ def load_f0(folder: str | os.PathLike, split: str | None = None) -> list[F0Conto
 _Row = tuple[int, str]
 
 
-def _choose_rows(
-    corpus_folders: Sequence[str | os.PathLike], hours: dict[str, float] | None, seed: int
-) -> list[_Row]:
+def _choose_rows(corpus_folders: Sequence[str | os.PathLike], hours: dict[str, float] | None, seed: int) -> list[_Row]:
     """Return (number of the corpus, id) of the chosen utterances, in the order of the corpora."""
     seconds: dict[_Row, tuple[str, float]] = {}
     for number, folder in enumerate(corpus_folders):

@@ -20,63 +20,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 import torch
-from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.logging import disable_progress_bar
 
-from ..configuration_tinywave import SpeechEncoderConfig
-from ..speech_encoder_tinywave import QUANTIZER_FILE, SpeechEncoder
+from ..codec_tinywave import SpeechCodec
+from ..speech_encoder_tinywave import SpeechEncoder
 from ..speech_quantizers_tinywave import CentroidQuantizer
 from .audio_io import load_audio
-from .whisper_weights import WHISPER_BASE_CONFIG, load_whisper_encoder
+from .codec_loading import load_codec, save_encoders
 from .worker_processes import follow_parent
 
 _ROWS_PER_READ = 16
+# Name of a stream -> field of `SpeechStreams`, and column of a shard.
+_STREAM_FIELDS = {"unit": "units", "pitch": "pitch", "style": "style"}
 _CORPUS_SAMPLING_RATE = 16_000
 
 
 class ShardError(ValueError):
     """A shard that cannot be used; the message names the file, what was found and what to do."""
-
-
-def new_speech_encoder(num_units: int = 500, layer: int = 4) -> SpeechEncoder:
-    """Return a speech encoder on Whisper base without centroids; [`fit_kmeans`] makes those.
-
-    Args:
-        num_units (`int`, default 500): number of centroids.
-        layer (`int`, default 4): 1-based layer of Whisper base whose output is quantized. Of its six layers the fourth
-            tells phones apart best.
-
-    Raises `ModuleNotFoundError` when the weight packages are missing.
-    """
-    config = SpeechEncoderConfig(backbone_config=dict(WHISPER_BASE_CONFIG), num_units=num_units, layer=layer)
-    encoder = SpeechEncoder(config)
-    encoder.backbone.load_state_dict(load_whisper_encoder(layer))
-    return encoder.eval()
-
-
-def load_speech_encoder(folder: str | os.PathLike) -> SpeechEncoder:
-    """Load a speech encoder, complete or centroids only.
-
-    Args:
-        folder: what `save_pretrained` wrote (config and weights), or what `save_quantizer` wrote (config and
-            centroids); the backbone of the latter comes from the installed Whisper base packages.
-
-    Raises `ValueError` when the folder holds neither, `ModuleNotFoundError` when the weight packages are missing.
-    """
-    folder = Path(folder)
-    if (folder / SAFE_WEIGHTS_NAME).is_file():
-        return SpeechEncoder.from_pretrained(folder).eval()
-    if not (folder / QUANTIZER_FILE).is_file():
-        raise ValueError(
-            f"{folder} is not a speech encoder; expected config.json with {SAFE_WEIGHTS_NAME} or {QUANTIZER_FILE}"
-        )
-    config = SpeechEncoderConfig.from_pretrained(folder)
-    encoder = new_speech_encoder(config.num_units, config.layer)
-    encoder.config.pooling = config.pooling
-    encoder.load_quantizer(folder)
-    return encoder
 
 
 def fit_kmeans(features: np.ndarray, num_units: int = 500, seed: int = 0, num_inits: int = 3) -> CentroidQuantizer:
@@ -136,7 +97,7 @@ def sample_features(
     rows = _sample_rows(_shards(corpus_folder), encoder, max_frames, split, seed)
     jobs = [partial(_features_of_rows, path, numbers) for path, numbers in sorted(rows.items())]
     sizes = [len(numbers) for _, numbers in sorted(rows.items())]
-    parts = dict(_run_jobs(jobs, sizes, encoder, num_processes, "features"))
+    parts = dict(_run_jobs(jobs, sizes, SpeechCodec(encoder), num_processes, "features"))
     return np.concatenate([parts[index] for index in range(len(jobs))])[:max_frames]
 
 
@@ -163,11 +124,9 @@ def _sample_rows(
     return chosen
 
 
-def _features_of_rows(
-    path: Path, numbers: set[int], encoder: SpeechEncoder, check_stop: Callable[[], None]
-) -> np.ndarray:
+def _features_of_rows(path: Path, numbers: set[int], codec: SpeechCodec, check_stop: Callable[[], None]) -> np.ndarray:
     """Return the features of some rows of one shard, joined."""
-    parts = []
+    encoder, parts = codec.speech_encoder, []
     for identifier, waveform in _iterate_audio(path, encoder.sampling_rate, numbers):
         check_stop()
         with _naming_row(path, identifier):
@@ -177,30 +136,32 @@ def _features_of_rows(
 
 def extract_units(
     corpus_folder: str | os.PathLike,
-    encoder: SpeechEncoder,
+    codec: SpeechCodec,
     output_folder: str | os.PathLike,
     num_processes: int = 2,
 ) -> None:
     """Encode a corpus: one output shard of the same name for each input shard.
 
-    An output row holds the columns of its input row except `audio`, then `units` (list of int16 at
-    `encoder.frame_rate`, repeats kept) and `encoder` (the fingerprint). Finished shards are kept when this runs again,
-    so an interrupted extraction continues; a shard appears complete or not at all.
+    An output row holds the columns of its input row except `audio`; then, each a list of int16 with repeats kept,
+    `units` and, where the codec makes them, `pitch` and `style`; then `encoder`, the fingerprint of the codec. A
+    column of the input with the name of a stream, such as the name of a style, is kept as `<name>_name`. Finished
+    shards are kept when this runs again, so an interrupted extraction continues; a shard appears complete or not at
+    all.
 
     Args:
         corpus_folder: parquet shards with at least the columns `id` and `audio` (struct with encoded `bytes`).
-        encoder: with a fitted quantizer.
+        codec: its encoders; a vocoder is not needed. The quantizer must be fitted.
         output_folder: made if missing.
         num_processes (`int`, default 2): worker processes; 1 works in this process.
 
     Raises [`ShardError`] for a damaged shard or one without these columns, for audio that cannot be used, and when the
-    output folder holds units of another encoder; `OSError` when the disk is full.
+    output folder holds units of another codec; `OSError` when the disk is full.
     """
-    if not encoder.quantizer.is_fitted:
+    if not codec.speech_encoder.quantizer.is_fitted:
         raise ValueError("the quantizer has no centroids; fit them with fit_kmeans or load a fitted encoder")
     output_folder = Path(output_folder)
     output_folder.mkdir(parents=True, exist_ok=True)
-    fingerprint = encoder.fingerprint()
+    fingerprint = codec.fingerprint()
     jobs, sizes = [], []
     for path in _shards(corpus_folder):
         output = output_folder / path.name
@@ -208,7 +169,7 @@ def extract_units(
         if not _is_finished(output, identifiers, fingerprint):
             jobs.append(partial(_extract_shard, path, output, fingerprint))
             sizes.append(len(identifiers))
-    for _ in _run_jobs(jobs, sizes, encoder, num_processes, "units"):
+    for _ in _run_jobs(jobs, sizes, codec, num_processes, "units"):
         pass
 
 
@@ -293,18 +254,24 @@ def _is_finished(output: Path, identifiers: Sequence[str], fingerprint: str) -> 
 
 
 def _extract_shard(
-    path: Path, output: Path, fingerprint: str, encoder: SpeechEncoder, check_stop: Callable[[], None]
+    path: Path, output: Path, fingerprint: str, codec: SpeechCodec, check_stop: Callable[[], None]
 ) -> None:
     """Encode one shard and write its output in one step."""
-    units = []
-    for identifier, waveform in _iterate_audio(path, encoder.sampling_rate):
+    streams = []
+    for identifier, waveform in _iterate_audio(path, codec.input_sampling_rate):
         check_stop()
         with _naming_row(path, identifier):
-            units.append(encoder.encode([waveform], batch_size=1)[0].numpy().astype(np.int16))
+            streams += codec.encode([waveform])
     with _opened_shard(path) as file:
         table = file.read(columns=[name for name in file.schema_arrow.names if name != "audio"])
-    table = table.append_column("units", pa.array(units, pa.list_(pa.int16())))
-    table = table.append_column("encoder", pa.array([fingerprint] * len(units), pa.string()))
+    for name, field in _STREAM_FIELDS.items():
+        if name in codec.stream_names:
+            table = table.rename_columns(
+                [f"{field}_name" if column == field else column for column in table.schema.names]
+            )
+            values = [getattr(item, field).astype(np.int16) for item in streams]
+            table = table.append_column(field, pa.array(values, pa.list_(pa.int16())))
+    table = table.append_column("encoder", pa.array([fingerprint] * len(streams), pa.string()))
     _write_table(table, output)
 
 
@@ -393,26 +360,25 @@ def _iterate_audio(
 
 
 def _run_jobs(
-    jobs: Sequence[Callable], sizes: Sequence[int], encoder: SpeechEncoder, num_processes: int, description: str
+    jobs: Sequence[Callable], sizes: Sequence[int], codec: SpeechCodec, num_processes: int, description: str
 ) -> Iterator[tuple[int, Any]]:
-    """Run `job(encoder, check_stop)` for each job; yield number and result as they finish, with a progress bar."""
+    """Run `job(codec, check_stop)` for each job; yield number and result as they finish, with a progress bar."""
     with tqdm(total=sum(sizes), desc=description, unit="utterance") as progress:
-        for index, result in _results(jobs, encoder, min(num_processes, len(jobs))):
+        for index, result in _results(jobs, codec, min(num_processes, len(jobs))):
             progress.update(sizes[index])
             yield index, result
 
 
-def _results(jobs: Sequence[Callable], encoder: SpeechEncoder, num_processes: int) -> Iterator[tuple[int, Any]]:
+def _results(jobs: Sequence[Callable], codec: SpeechCodec, num_processes: int) -> Iterator[tuple[int, Any]]:
     if num_processes <= 1:
         for index, job in enumerate(jobs):
-            yield index, job(encoder, lambda: None)
+            yield index, job(codec, lambda: None)
         return
-    # A forked child may inherit locked OpenMP threads; a spawned one starts clean and reads the encoder from disk.
+    # A forked child may inherit locked OpenMP threads; a spawned one starts clean and reads the encoders from disk.
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     with tempfile.TemporaryDirectory() as folder:
-        encoder.config.save_pretrained(folder)
-        save_file(encoder.state_dict(), Path(folder) / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        save_encoders(codec, folder)
         with ProcessPoolExecutor(num_processes, context, _start_worker, (folder, stop)) as executor:
             try:
                 numbers = {executor.submit(_run_in_worker, job): index for index, job in enumerate(jobs)}
@@ -434,12 +400,12 @@ def _start_worker(folder: str, stop) -> None:
     torch.set_num_threads(1)
     # Its bars would be written across the one of the parent.
     disable_progress_bar()
-    _worker["encoder"] = SpeechEncoder.from_pretrained(folder).eval()
+    _worker["codec"] = load_codec(folder)
     _worker["stop"] = stop
 
 
 def _run_in_worker(job: Callable) -> Any:
-    return job(_worker["encoder"], _check_stop)
+    return job(_worker["codec"], _check_stop)
 
 
 def _check_stop() -> None:

@@ -27,6 +27,13 @@ class VocoderTrainingArguments(TrainingArguments):
 
     crop_units: int = field(default=80, metadata={"help": "Units (25 Hz) per training crop; longer clips are cut."})
     unit_noise: float = field(default=0.0, metadata={"help": "Share of input units replaced by random ones."})
+    prosody_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of crops that lose their pitch, and of those that lose their style, for a vocoder that "
+            "is to speak without them too."
+        },
+    )
     log_f0_weight: float = field(default=1.0, metadata={"help": "Weight of the L1 loss on log f0 where voiced."})
     voicing_weight: float = field(default=1.0, metadata={"help": "Weight of the binary cross-entropy on voicing."})
     energy_weight: float = field(default=1.0, metadata={"help": "Weight of the L1 loss on energy."})
@@ -37,8 +44,11 @@ class VocoderTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.crop_units < 5:
             raise ValueError(f"Found crop_units={self.crop_units}; expected 5 or more (0.2 s).")
-        if not 0 <= self.unit_noise < 1:
-            raise ValueError(f"Found unit_noise={self.unit_noise}; expected a share from 0 up to, not including, 1.")
+        for name in ("unit_noise", "prosody_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"Found {name}={getattr(self, name)}; expected a share from 0 up to, not including, 1."
+                )
 
 
 class VocoderDataset(Dataset):
@@ -167,7 +177,10 @@ class VocoderTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         units = self._add_unit_noise(inputs["units"]) if model.training else inputs["units"]
         vocoder = self.accelerator.unwrap_model(model)
-        output = model(units, inputs["lengths"], inputs.get("pitch"), inputs.get("style"))
+        prosody = [inputs.get(name) for name in ("pitch", "style")]
+        if model.training and self.args.prosody_dropout:
+            prosody = [None if codes is None else self._drop_rows(codes) for codes in prosody]
+        output = model(units, inputs["lengths"], *prosody)
         terms = vocoder_losses(output, inputs, vocoder.output_std, vocoder.output_sizes)
         log_durations = vocoder.predict_log_durations(inputs["run_units"], inputs["run_lengths"])
         terms["duration"] = duration_loss(log_durations, inputs["run_durations"], inputs["run_lengths"])
@@ -179,6 +192,10 @@ class VocoderTrainer(Trainer):
         if "loss" in logs:
             logs = logs | {f"{name}_loss": round(float(value), 4) for name, value in self._terms.items()}
         super().log(logs, *args, **kwargs)
+
+    def _drop_rows(self, codes: torch.Tensor) -> torch.Tensor:
+        is_dropped = torch.rand(len(codes), 1, device=codes.device) < self.args.prosody_dropout
+        return codes.masked_fill(is_dropped, -1)
 
     def _add_unit_noise(self, units: torch.Tensor) -> torch.Tensor:
         replaced = torch.rand(units.shape, device=units.device) < self.args.unit_noise
@@ -205,6 +222,11 @@ def train_vocoder(
         ValueError: the folder holds no training utterance, or none with the pitch and style that `config` counts.
     """
     config = config or VocoderConfig()
+    if (args.prosody_dropout > 0) != config.optional_prosody:
+        raise ValueError(
+            f"Found prosody_dropout={args.prosody_dropout} and optional_prosody={config.optional_prosody}; a vocoder "
+            "speaks without pitch and style where it was trained to, so set both or neither."
+        )
     examples = load_vocoder_features(features_folder, split="train")
     torch.manual_seed(args.seed)
     vocoder = Vocoder(config)

@@ -1,0 +1,127 @@
+"""Speech encoders and whole codecs from folders.
+
+A codec folder holds a folder for each of its models: `speech_encoder`, and where they are there `pitch_encoder`,
+`style_encoder` and `vocoder`. It is what `tinywave convert` makes of a published codec and what the package ships.
+"""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from safetensors.torch import save_file
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ..codec_tinywave import SpeechCodec
+from ..configuration_tinywave import HifiGanConfig, SpeechEncoderConfig
+from ..hifigan_tinywave import HifiGanVocoder
+from ..pitch_encoder_tinywave import PitchEncoder
+from ..speech_encoder_tinywave import QUANTIZER_FILE, SpeechEncoder
+from ..style_encoder_tinywave import StyleEncoder
+from ..vocoder_tinywave import Vocoder
+from .f0_extraction import load_f0_extractor
+from .hibari_voice import HibariDecoder
+from .whisper_weights import WHISPER_BASE_CONFIG, load_whisper_encoder
+
+
+def new_speech_encoder(num_units: int = 500, layer: int = 4) -> SpeechEncoder:
+    """Return a speech encoder on Whisper base without centroids; [`fit_kmeans`] makes those.
+
+    Args:
+        num_units (`int`, default 500): number of centroids.
+        layer (`int`, default 4): 1-based layer of Whisper base whose output is quantized. Of its six layers the fourth
+            tells phones apart best.
+
+    Raises `ModuleNotFoundError` when the weight packages are missing.
+    """
+    config = SpeechEncoderConfig(backbone_config=dict(WHISPER_BASE_CONFIG), num_units=num_units, layer=layer)
+    encoder = SpeechEncoder(config)
+    encoder.backbone.load_state_dict(load_whisper_encoder(layer))
+    return encoder.eval()
+
+
+def load_speech_encoder(folder: str | os.PathLike) -> SpeechEncoder:
+    """Load a speech encoder, complete or centroids only.
+
+    Args:
+        folder: what `save_pretrained` wrote (config and weights), or what `save_quantizer` wrote (config and
+            centroids); the backbone of the latter comes from the installed Whisper base packages.
+
+    Raises `ValueError` when the folder holds neither, `ModuleNotFoundError` when the weight packages are missing.
+    """
+    folder = Path(folder)
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return SpeechEncoder.from_pretrained(folder).eval()
+    if not (folder / QUANTIZER_FILE).is_file():
+        raise ValueError(
+            f"{folder} is not a speech encoder; expected config.json with {SAFE_WEIGHTS_NAME} or {QUANTIZER_FILE}"
+        )
+    config = SpeechEncoderConfig.from_pretrained(folder)
+    encoder = new_speech_encoder(config.num_units, config.layer)
+    encoder.config.pooling = config.pooling
+    encoder.load_quantizer(folder)
+    return encoder
+
+
+def load_vocoder(folder: str | os.PathLike) -> Vocoder | HifiGanVocoder:
+    """Load a vocoder of either kind. Raises `FileNotFoundError` where the folder holds no model."""
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no vocoder (no config.json); name the folder of one")
+    is_hifigan = SpeechEncoderConfig.get_config_dict(folder)[0].get("model_type") == HifiGanConfig.model_type
+    return (HifiGanVocoder if is_hifigan else Vocoder).from_pretrained(folder).eval()
+
+
+def load_codec(
+    folder: str | os.PathLike,
+    streams: Collection[str] | None = None,
+    *,
+    speech_encoder: str | os.PathLike | None = None,
+    vocoder: str | os.PathLike | None = None,
+    griffin_lim: bool = False,
+) -> SpeechCodec:
+    """Load a codec folder for use.
+
+    Args:
+        folder: with `speech_encoder` and, where they are there, `pitch_encoder`, `style_encoder` and `vocoder`.
+        streams (*optional*): those to make, as `TinyWaveConfig.stream_ranges` names them; others ("text") are left to
+            the language model. Default: all that the folder has an encoder for.
+        speech_encoder, vocoder (*optional*): other folders for these two.
+        griffin_lim (`bool`, default False): let a [`Vocoder`] speak through the metallic Griffin-Lim fallback, which
+            needs no package, instead of hibari's neural decoder.
+
+    Raises `ValueError` for a folder without speech encoder and for a stream that it has no encoder for,
+    `ModuleNotFoundError` where a package that an encoder or the decoder needs is missing.
+    """
+    folder = Path(folder)
+    present = {name for name in ("pitch", "style") if (folder / f"{name}_encoder" / "config.json").is_file()}
+    wanted = present if streams is None else set(streams) & {"pitch", "style"}
+    if missing := sorted(wanted - present):
+        raise ValueError(f"{folder} has no encoder for {' and '.join(missing)}; expected {missing[0]}_encoder in it")
+    pitch_encoder = style_encoder = f0_extractor = decoder = None
+    if "pitch" in wanted:
+        pitch_encoder = PitchEncoder.from_pretrained(folder / "pitch_encoder").eval()
+        f0_extractor = load_f0_extractor(pitch_encoder.config.f0_extractor)
+    if "style" in wanted:
+        style_encoder = StyleEncoder.from_pretrained(folder / "style_encoder").eval()
+    if vocoder is None and (folder / "vocoder").is_dir():
+        vocoder = folder / "vocoder"
+    speaker = None if vocoder is None else load_vocoder(vocoder)
+    if isinstance(speaker, Vocoder) and not griffin_lim:
+        decoder = HibariDecoder().decode
+    return SpeechCodec(
+        load_speech_encoder(speech_encoder or folder / "speech_encoder"),
+        speaker,
+        decoder,
+        pitch_encoder=pitch_encoder,
+        style_encoder=style_encoder,
+        f0_extractor=f0_extractor,
+    )
+
+
+def save_encoders(codec: SpeechCodec, folder: str | os.PathLike) -> None:
+    """Write the encoders of a codec, without code and cards, where [`load_codec`] finds them."""
+    for name in ("speech_encoder", "pitch_encoder", "style_encoder"):
+        model = getattr(codec, name)
+        if model is not None:
+            model.config.save_pretrained(Path(folder) / name)
+            state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+            save_file(state, Path(folder) / name / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
