@@ -4,42 +4,36 @@ TRL has a class of the same name that distils logits on generated completions on
 trains on a given data set.
 """
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from .training.arguments import DistillationArguments
-from .training.attention_tap import ActivationTap
+from .training.attention_losses import attention_kl, relation_kl
+from .training.attention_tap import ActivationTap, AttentionInputs, TapRecord
+from .training.callbacks import LossCurveCallback
+from .training.decoder_pass import alignable_positions, decoder_inputs, run_decoder
 from .training.layer_map import LayerMap
-from .training.losses import attention_kl, cosine_hidden_loss, logits_losses, mse_hidden_loss, supervised_positions
+from .training.logits_losses import LogitsLosses, LogitsSettings, logits_losses
+from .training.losses import HIDDEN_LOSSES, IGNORED_LABEL, supervised_positions
+from .training.model_checks import (
+    check_head,
+    check_id_layouts,
+    check_not_empty,
+    check_trainable,
+    resolve_relation_heads,
+)
+from .training.projectors import PROJECTORS_NAME, add_projectors, load_projectors, save_projectors
+from .training.step_log import StepLog, describe_non_finite_step
+from .training.stream_weighting import StreamWeighting
+from .training.teacher_targets import OnlineTeacher, TeacherSource, TeacherTargets
+from .training.throughput import forward_flops_per_token
 
-PROJECTORS_NAME = "distill_projectors"
-PROJECTORS_FILE = "distill_projectors.safetensors"
 LOSS_NAMES = ("cross_entropy_loss", "logits_loss", "hidden_loss", "attention_loss")
 AGREEMENT_NAME = "teacher_agreement"
-
-# Two models share their vocabulary only if every one of these that both configs have is equal.
-_ID_LAYOUT_FIELDS = (
-    "vocab_size",
-    "bos_token_id",
-    "eos_token_id",
-    "text_vocab_size",
-    "text_marker_id",
-    "speech_marker_id",
-    "unit_offset",
-    "num_units",
-    "pitch_offset",
-    "num_pitch_tokens",
-    "style_offset",
-    "num_style_tokens",
-)
-# Settings of other architectures that change logits after the LM head, which the chunked losses read directly.
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-_HIDDEN_LOSSES = {"cosine": cosine_hidden_loss, "mse": mse_hidden_loss}
 
 
 class DistillationTrainer(Trainer):
@@ -55,19 +49,23 @@ class DistillationTrainer(Trainer):
     the student: it is optimised, clipped, synchronised and resumed with it. Checkpoints keep the projectors in
     `distill_projectors.safetensors`; the model's own weight files never contain them.
 
+    A loss that is not finite stops the run before the optimizer steps, naming the term and the example: the weights
+    and the last checkpoint stay good.
+
     Args:
         model ([`~transformers.PreTrainedModel`]): the student, a causal LM of Llama's layout. Its attention is
             switched to a tapped SDPA when the attention term is on.
         teacher_model ([`~transformers.PreTrainedModel`], *optional*): frozen, put in evaluation mode and never saved.
-            Needed unless only the cross-entropy is on.
         layer_map ([`LayerMap`], *optional*): the blocks to align; by default one teacher block in three, ending on
             the last.
         args ([`DistillationArguments`]): weights, temperature and everything of `TrainingArguments`.
+        teacher_source ([`~training.teacher_targets.TeacherSource`], *optional*): gives the targets in place of a
+            `teacher_model` that runs. One of the two is needed unless only the cross-entropy is on.
         trainer_arguments: the remaining arguments of [`~transformers.Trainer`].
 
     Raises:
-        ValueError: when the two models cannot be compared: other vocabularies or id layouts, head counts, blocks out
-            of range, reentrant activation checkpointing, or an architecture that cannot be tapped.
+        ValueError: when the two models cannot be compared: other vocabularies or id layouts, blocks out of range,
+            reentrant activation checkpointing, or an architecture that cannot be tapped; for an empty data set.
     """
 
     # The loss is divided by the tokens of the whole step already; the Trainer must not divide it again.
@@ -79,145 +77,184 @@ class DistillationTrainer(Trainer):
         teacher_model: PreTrainedModel | None = None,
         layer_map: LayerMap | None = None,
         args: DistillationArguments | None = None,
+        teacher_source: TeacherSource | None = None,
         **trainer_arguments,
     ):
         args = DistillationArguments() if args is None else args
-        if args.needs_teacher:
-            if teacher_model is None:
-                raise ValueError(
-                    "`teacher_model` is missing, but the logits, hidden or attention weight is above 0. "
-                    "Pass a teacher or set those weights to 0."
-                )
-            _check_models(model, teacher_model, args)
-        self.layer_map = _resolve_layer_map(model, teacher_model, layer_map, args)
-        if args.hidden_weight and model.config.hidden_size != teacher_model.config.hidden_size:
-            _add_projectors(model, teacher_model, self.layer_map, args.seed)
+        check_not_empty(**{name: trainer_arguments.get(name) for name in ("train_dataset", "eval_dataset")})
+        teacher = _one_teacher(teacher_model, teacher_source, args)
+        teacher_config = getattr(teacher, "config", None)
+        self.layer_map = _resolve_layer_map(model, teacher_config, layer_map, args)
+        self._hidden_pairs, self._attention_pairs = (
+            pairs(self.layer_map) for pairs in (args.hidden_pairs, args.attention_pairs)
+        )
+        if args.needs_own_loss:
+            self._check_models(model, teacher, args)
+        if self._hidden_pairs and model.config.hidden_size != teacher_config.hidden_size:
+            student_blocks = tuple(student_block for _, student_block in self._hidden_pairs)
+            add_projectors(model, teacher_config.hidden_size, student_blocks, args.seed)
         super().__init__(model=model, args=args, **trainer_arguments)
         self._check_trainer()
-        self._sums = {"train": None, "eval": None}
-        self._num_sums = 0
+        self._step_log = StepLog()
+        self._eval_sums = None
         self.teacher = None
-        if args.needs_teacher:
-            self._prepare_teacher(teacher_model)
+        if args.needs_own_loss:
+            self._prepare_own_loss(teacher_model, teacher_source)
+        if args.plot_loss_curve:
+            self.add_callback(LossCurveCallback())
+
+    def _check_models(self, student, teacher, args) -> None:
+        check_trainable(student)
+        check_head(student)
+        self._relation_heads = None
+        if teacher is None:
+            return
+        check_id_layouts(student.config, teacher.config)
+        if args.attention_weight:
+            self._relation_heads = resolve_relation_heads(student.config, teacher.config, args)
+        if isinstance(teacher, PreTrainedModel):
+            check_head(teacher)
+        else:
+            teacher.check(args, self.layer_map)
 
     def _check_trainer(self) -> None:
-        if self.args.needs_teacher and self.args.n_gpu > 1:
+        if self.args.needs_own_loss and self.args.n_gpu > 1:
             raise ValueError(
                 f"Found {self.args.n_gpu} GPUs in one process (DataParallel), which distillation does not support; "
                 "start one process per GPU with torchrun or accelerate launch."
             )
-        if self.args.needs_teacher and self.compute_loss_func is not None:
+        if self.args.needs_own_loss and self.compute_loss_func is not None:
             raise ValueError("`compute_loss_func` would replace the distillation loss; leave it out.")
+        if self.args.log_gradient_norms and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("`log_gradient_norms` needs whole parameters; leave it off under FSDP and DeepSpeed.")
 
-    def _prepare_teacher(self, teacher_model: PreTrainedModel) -> None:
-        teacher_model.eval().requires_grad_(False)
-        self._teacher_tap = self._tap(teacher_model, "teacher_blocks")
-        self._student_tap = self._tap(self.model, "student_blocks")
-        self.teacher = self.accelerator.prepare_model(teacher_model, evaluation_mode=True)
-
-    def _tap(self, model: PreTrainedModel, side: str) -> ActivationTap:
-        blocks = getattr(self.layer_map, side, ())
-        return ActivationTap(
-            model,
-            hidden_blocks=blocks if self.args.hidden_weight else (),
-            attention_blocks=blocks if self.args.attention_weight else (),
+    def _prepare_own_loss(self, teacher_model, teacher_source) -> None:
+        args = self.args
+        self._streams = StreamWeighting(
+            self.model.config,
+            weights=args.stream_weights,
+            temperatures=args.stream_temperatures,
+            temperature=args.temperature,
+            restrict=args.restrict_logits_to_stream,
         )
+        self._logits_settings = LogitsSettings(
+            args.cross_entropy_weight, args.logits_weight, args.logits_loss, args.jsd_beta, args.logits_chunk_size
+        )
+        self._student_tap = ActivationTap(
+            self.model,
+            hidden_blocks=[student_block for _, student_block in self._hidden_pairs],
+            attention_blocks=[student_block for _, student_block in self._attention_pairs],
+        )
+        if args.needs_teacher and teacher_source is None:
+            prepared = self.accelerator.prepare_model(teacher_model, evaluation_mode=True)
+            teacher_source = OnlineTeacher(self.accelerator.unwrap_model(prepared), args, self.layer_map)
+        self.teacher = teacher_source
 
     # ---- loss ----
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the weighted loss of one micro-batch, divided by the supervised tokens of the optimizer step."""
-        if not self.args.needs_teacher:
-            outputs = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            return self._weigh_plain_loss(outputs, return_outputs)
+        if not self.args.needs_own_loss:
+            return self._plain_loss(model, inputs, return_outputs, num_items_in_batch)
         if inputs.get("labels") is None:
             raise ValueError(f"Distillation needs `labels` in every batch; found {sorted(inputs)}.")
-        num_tokens = (inputs["labels"][:, 1:] != -100).sum()
+        num_tokens = (inputs["labels"][:, 1:] != IGNORED_LABEL).sum()
         divisor = num_tokens.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         student = self.accelerator.unwrap_model(model)
         loss, sums = _call_inside_wrapper(model, student, self._loss_and_sums, inputs)
         loss = loss / divisor
-        self._remember(sums, divisor, num_tokens)
+        if self.model.training:
+            self._step_log.add(inputs, sums, divisor, self._training_flops_per_token(inputs))
+        else:
+            row = torch.cat([sums, num_tokens[None]])
+            self._eval_sums = row if self._eval_sums is None else self._eval_sums + row
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # Data parallelism averages gradients over the ranks while the divisor counts the tokens of all of them.
             loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
+    def _plain_loss(self, model, inputs, return_outputs, num_items_in_batch):
+        outputs = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = outputs[0] if return_outputs else outputs
+        if self.model.training:
+            self._step_log.add(inputs, loss.detach()[None], 1, self._training_flops_per_token(inputs))
+        if self.args.cross_entropy_weight != 1:
+            loss = loss * self.args.cross_entropy_weight
+        return (loss, outputs[1]) if return_outputs else loss
+
     def _loss_and_sums(self, inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Run both models and return the weighted sum over tokens and the sums of the terms, detached."""
         student = self.accelerator.unwrap_model(self.model)
         positions = supervised_positions(inputs["labels"])
-        model_inputs = _decoder_inputs(inputs)
+        next_tokens = F.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)
+        weights = self._streams.token_weights(next_tokens)
         with self.accelerator.autocast():
-            with torch.no_grad(), self._teacher_tap.record() as teacher_record:
-                teacher_hidden = _run_decoder(self.teacher, model_inputs)
-            with self._student_tap.record() as student_record:
-                student_hidden = _run_decoder(student, model_inputs)
-            logits = self._logits_losses(student, student_hidden, teacher_hidden, inputs["labels"], positions)
-            if model_inputs.get("attention_mask") is not None:
-                # With padding on the left a target may follow a padding token, whose own states mean nothing.
-                positions = positions & model_inputs["attention_mask"].bool()
-            hidden = self._hidden_loss(student, student_record, teacher_record, positions)
-        attention = self._attention_loss(student_record, teacher_record, positions)
+            targets = TeacherTargets() if self.teacher is None else self.teacher.targets(inputs, positions)
+            with self._student_tap.record() as record:
+                student_hidden = run_decoder(student, decoder_inputs(inputs))
+
+            def logits_term(settings: LogitsSettings) -> LogitsLosses:
+                return self._logits_losses(
+                    student, student_hidden[positions], next_tokens[positions], targets, settings
+                )
+
+            logits = logits_term(self._logits_settings)
+            aligned = alignable_positions(positions, inputs)
+            aligned = aligned if weights is None else aligned * weights
+            hidden = self._hidden_loss(student, record, targets, aligned)
+        attention = self._attention_loss(record, targets, aligned)
+        if self._gradient_norms_are_due():
+            terms = self._weighted_terms(logits_term, hidden, attention)
+            self._step_log.measure_gradient_norms(terms, student, positions.sum())
         loss = logits.total + self.args.hidden_weight * hidden + self.args.attention_weight * attention
-        sums = (logits.cross_entropy, logits.kl, hidden.detach(), attention.detach(), logits.agreement)
+        sums = (logits.cross_entropy, logits.divergence, hidden.detach(), attention.detach(), logits.agreement)
         return loss, torch.stack(sums)
 
-    def _logits_losses(self, student, student_hidden, teacher_hidden, labels, positions):
-        teacher = self.accelerator.unwrap_model(self.teacher)
+    def _logits_losses(self, student, hidden, next_tokens, targets: TeacherTargets, settings) -> LogitsLosses:
         return logits_losses(
-            student_hidden[positions],
+            hidden,
             student.get_output_embeddings().weight,
-            labels[:, 1:][positions[:, :-1]],
-            cross_entropy_weight=self.args.cross_entropy_weight,
-            logits_weight=self.args.logits_weight,
-            teacher_hidden=teacher_hidden[positions],
-            teacher_head=teacher.get_output_embeddings().weight,
-            temperature=self.args.temperature,
-            chunk_size=self.args.logits_chunk_size,
+            next_tokens,
+            settings,
+            teacher_logits=targets.logits,
+            temperature=self._streams.temperatures(next_tokens),
+            token_weights=self._streams.token_weights(next_tokens),
+            allowed_ids=self._streams.allowed_ids(next_tokens),
         )
 
-    def _hidden_loss(self, student, student_record, teacher_record, positions) -> torch.Tensor:
-        loss = torch.zeros((), device=positions.device)
-        if not self.args.hidden_weight:
-            return loss
-        distance = _HIDDEN_LOSSES[self.args.hidden_loss]
+    def _hidden_loss(self, student, record: TapRecord, targets: TeacherTargets, weights) -> torch.Tensor:
+        loss = torch.zeros((), device=weights.device)
+        distance = HIDDEN_LOSSES[self.args.hidden_loss]
         projectors = getattr(student, PROJECTORS_NAME, None)
-        for teacher_block, student_block in self.layer_map.pairs:
-            output = student_record.block_outputs[student_block]
+        for teacher_block, student_block in self._hidden_pairs:
+            output = record.block_outputs[student_block]
             if projectors is not None:
                 output = projectors[str(student_block)](output)
-            loss = loss + distance(output, teacher_record.block_outputs[teacher_block], positions)
-        return loss / len(self.layer_map.pairs)
+            loss = loss + distance(output, targets.block_outputs[teacher_block], weights)
+        return loss / max(1, len(self._hidden_pairs))
 
-    def _attention_loss(self, student_record, teacher_record, positions) -> torch.Tensor:
-        loss = torch.zeros((), device=positions.device)
-        if not self.args.attention_weight:
-            return loss
-        for teacher_block, student_block in self.layer_map.pairs:
-            student = student_record.attention_inputs[student_block]
-            teacher = teacher_record.attention_inputs[teacher_block]
-            loss = loss + attention_kl(
-                student.query,
-                student.key,
-                teacher.query,
-                teacher.key,
-                positions,
-                student_scaling=student.scaling,
-                teacher_scaling=teacher.scaling,
-                mask=student.mask,
-            )
-        return loss / len(self.layer_map.pairs)
+    def _attention_loss(self, record: TapRecord, targets: TeacherTargets, weights) -> torch.Tensor:
+        loss = torch.zeros((), device=weights.device)
+        for teacher_block, student_block in self._attention_pairs:
+            student, teacher = record.attention_inputs[student_block], targets.attention_inputs[teacher_block]
+            loss = loss + _attention_distance(student, teacher, weights, self._relation_heads)
+        return loss / max(1, len(self._attention_pairs))
 
-    def _weigh_plain_loss(self, outputs, return_outputs):
-        weight = self.args.cross_entropy_weight
-        if weight == 1:
-            return outputs
-        return (outputs[0] * weight, outputs[1]) if return_outputs else outputs * weight
+    def _weighted_terms(self, logits_term: Callable, hidden, attention) -> Iterator[tuple[str, torch.Tensor]]:
+        """The enabled terms as they enter the loss, each with a graph of its own."""
+        settings = self._logits_settings
+        if settings.cross_entropy_weight:
+            yield "cross_entropy", logits_term(settings._replace(logits_weight=0.0)).total
+        if settings.logits_weight:
+            yield "logits", logits_term(settings._replace(cross_entropy_weight=0.0)).total
+        if self.args.hidden_weight:
+            yield "hidden", self.args.hidden_weight * hidden
+        if self.args.attention_weight:
+            yield "attention", self.args.attention_weight * attention
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Evaluate the distillation loss; no logits are gathered, since `[B, T, V]` of a speech model is large."""
-        if not self.args.needs_teacher:
+        if not self.args.needs_own_loss:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         if inputs.get("labels") is not None:
@@ -232,35 +269,79 @@ class DistillationTrainer(Trainer):
         if not state.end_of_dataloader or state.remainder <= 0:
             return labels
         genuine = max(0, state.remainder - self.accelerator.process_index * len(labels))
-        return labels.index_fill(0, torch.arange(min(genuine, len(labels)), len(labels), device=labels.device), -100)
+        repeated = torch.arange(min(genuine, len(labels)), len(labels), device=labels.device)
+        return labels.index_fill(0, repeated, IGNORED_LABEL)
+
+    # ---- steps ----
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One micro-batch; after the last of an optimizer step, refuse to go on with a loss that is not finite.
+
+        Raises:
+            FloatingPointError: naming the term, the micro-batch and the row. The optimizer has not stepped.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            batch = self._step_log.close_step()
+            if batch is not None:
+                raise FloatingPointError(self._describe_non_finite(*batch))
+        return loss
+
+    def _describe_non_finite(self, number: int, inputs: dict, sums: torch.Tensor) -> str:
+        def sums_of(row: dict) -> torch.Tensor:
+            if self.args.needs_own_loss:
+                return self._loss_and_sums(row)[1]
+            return super(DistillationTrainer, self).compute_loss(self.model, row)[None]
+
+        # Sharded parameters are gathered by all ranks together, and only this one has found something.
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        with torch.no_grad():
+            return describe_non_finite_step(
+                dict(zip(LOSS_NAMES, sums.tolist(), strict=False)),
+                inputs,
+                None if sharded else sums_of,
+                step=self.state.global_step + 1,
+                micro_batch=number,
+                output_dir=self.args.output_dir,
+            )
+
+    def _gradient_norms_are_due(self) -> bool:
+        if not (self.args.log_gradient_norms and self.model.training and self.accelerator.sync_gradients):
+            return False
+        return (self.state.global_step + 1) % self.state.logging_steps == 0
+
+    def _training_flops_per_token(self, inputs) -> float:
+        """FLOPs of one optimised token: both passes of the student, and the forward pass of a teacher that runs."""
+        if self.args.peak_flops is None:
+            return 0.0
+        length = inputs["input_ids"].shape[1]
+        flops = 3 * forward_flops_per_token(self.model.config, length)
+        if isinstance(self.teacher, OnlineTeacher):
+            flops += forward_flops_per_token(self.teacher.config, length)
+        return float(flops)
 
     # ---- logging ----
 
-    def _remember(self, sums, divisor, num_tokens) -> None:
-        """Add a micro-batch to the running sums on the device; nothing is read back until they are logged."""
-        training = self.model.training
-        row = sums / divisor if training else torch.cat([sums, num_tokens[None]])
-        mode = "train" if training else "eval"
-        self._sums[mode] = row if self._sums[mode] is None else self._sums[mode] + row
-        if training and self.accelerator.sync_gradients:
-            self._num_sums += 1
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of every enabled term since the last log to the training logs."""
-        if "loss" in logs and self._sums["train"] is not None:
-            means = self.accelerator.reduce(self._sums["train"], "sum") / max(1, self._num_sums)
-            logs.update(self._enabled_terms(means.tolist()))
-            self._sums["train"], self._num_sums = None, 0
+        """Add the mean of every enabled term, tokens per second and what else was asked for to the training logs."""
+        if "loss" in logs and self._step_log.num_steps:
+            means, extras = self._step_log.summarize(self.accelerator, self.args.peak_flops)
+            if self.args.needs_own_loss:
+                logs.update(self._enabled_terms(means))
+            logs.update(extras)
         super().log(logs, start_time)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
         """Run the evaluation and add the mean of every enabled term over its tokens to the metrics."""
-        self._sums["eval"] = None
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if self._sums["eval"] is not None:
-            *sums, num_tokens = self.accelerator.reduce(self._sums["eval"], "sum").tolist()
+        self._eval_sums = None
+        with self._step_log.stopwatch.paused():
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        if self._eval_sums is not None:
+            *sums, num_tokens = self.accelerator.reduce(self._eval_sums, "sum").tolist()
             terms = self._enabled_terms([value / max(1, num_tokens) for value in sums])
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in terms.items()})
             if self.args.logits_weight:
@@ -280,96 +361,63 @@ class DistillationTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        projectors = getattr(self.accelerator.unwrap_model(self.model), PROJECTORS_NAME, None)
-        if projectors is None or not self.args.should_save:
-            return
-        tensors = projectors.state_dict()
-        if state_dict is not None:
-            prefix = PROJECTORS_NAME + "."
-            tensors = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
-        safetensors.torch.save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            os.path.join(output_dir or self.args.output_dir, PROJECTORS_FILE),
-        )
+        if self.args.should_save:
+            student = self.accelerator.unwrap_model(self.model)
+            save_projectors(student, output_dir or self.args.output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_projectors(resume_from_checkpoint)
+        load_projectors(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
 
     def _load_best_model(self):
         super()._load_best_model()
-        self._load_projectors(self.state.best_model_checkpoint)
-
-    def _load_projectors(self, checkpoint: str) -> None:
-        projectors = getattr(self.accelerator.unwrap_model(self.model), PROJECTORS_NAME, None)
-        if projectors is None:
-            return
-        path = os.path.join(checkpoint, PROJECTORS_FILE)
-        if not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"{path} is missing, so the trained projectors cannot be resumed. Resume from a checkpoint written "
-                "by DistillationTrainer with the hidden term on."
-            )
-        projectors.load_state_dict(safetensors.torch.load_file(path))
+        load_projectors(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
 
 
-def _check_models(student: PreTrainedModel, teacher: PreTrainedModel, args: DistillationArguments) -> None:
-    for name in _ID_LAYOUT_FIELDS:
-        values = [getattr(model.config, name, None) for model in (student, teacher)]
-        if None not in values and values[0] != values[1]:
-            raise ValueError(
-                f"Student and teacher must share one vocabulary and id layout; `{name}` is {values[0]} in the student "
-                f"and {values[1]} in the teacher."
-            )
-    heads = [model.config.num_attention_heads for model in (student, teacher)]
-    if args.attention_weight and heads[0] != heads[1]:
+def _one_teacher(teacher_model, teacher_source, args: DistillationArguments):
+    if not args.needs_teacher:
+        return None
+    if teacher_model is None and teacher_source is None:
         raise ValueError(
-            f"The attention term compares head to head: the student has {heads[0]} heads and the teacher {heads[1]}. "
-            "Use a student with as many heads or set attention_weight to 0."
+            "`teacher_model` is missing, but the logits, hidden or attention weight is above 0. "
+            "Pass a teacher or set those weights to 0."
         )
-    for model in (student, teacher):
-        _check_head(model)
-    for block in getattr(student.get_decoder(), "layers", ()):
-        checkpointing = getattr(block, "_gradient_checkpointing_func", None)
-        if getattr(block, "gradient_checkpointing", False) and checkpointing.keywords.get("use_reentrant"):
-            raise ValueError(
-                "The student uses reentrant activation checkpointing, which silently drops the gradient of the "
-                "attention term. Enable it with use_reentrant=False."
-            )
+    if teacher_model is not None and teacher_source is not None:
+        raise ValueError("Found both `teacher_model` and `teacher_source`; pass the one that is to teach.")
+    return teacher_source if teacher_model is None else teacher_model
 
 
-def _check_head(model: PreTrainedModel) -> None:
-    head = model.get_output_embeddings()
-    transforms = [name for name in _LOGIT_TRANSFORMS if getattr(model.config, name, None) not in (None, 1, 1.0)]
-    if type(head) is not nn.Linear or head.bias is not None or transforms:
-        raise ValueError(
-            f"The LM head of {type(model).__name__} must be a plain linear layer without bias, adapter or scaling; "
-            f"found {type(head).__name__}{' and ' + ', '.join(transforms) if transforms else ''}."
-        )
-
-
-def _resolve_layer_map(student, teacher, layer_map: LayerMap | None, args: DistillationArguments) -> LayerMap | None:
+def _resolve_layer_map(student, teacher_config, layer_map, args: DistillationArguments) -> LayerMap | None:
     if not args.needs_layer_map:
         return None
-    depths = teacher.config.num_hidden_layers, student.config.num_hidden_layers
+    depths = teacher_config.num_hidden_layers, student.config.num_hidden_layers
     layer_map = LayerMap.every_third_ending_last(*depths) if layer_map is None else layer_map
     layer_map.check_depths(*depths)
     return layer_map
 
 
-def _add_projectors(student: PreTrainedModel, teacher: PreTrainedModel, layer_map: LayerMap, seed: int) -> None:
-    """Register one linear map per aligned block on the student, kept out of its saved weights."""
-    width, teacher_width = student.config.hidden_size, teacher.config.hidden_size
-    generator = torch.Generator().manual_seed(seed)
-    projectors = nn.ModuleDict()
-    for block in layer_map.student_blocks:
-        projector = nn.Linear(width, teacher_width, bias=False, dtype=student.dtype)
-        nn.init.normal_(projector.weight, std=width**-0.5, generator=generator)
-        projectors[str(block)] = projector
-    student.add_module(PROJECTORS_NAME, projectors)
-    student._keys_to_ignore_on_save = set(student._keys_to_ignore_on_save or ()) | {
-        f"{PROJECTORS_NAME}.{name}" for name in projectors.state_dict()
-    }
+def _attention_distance(
+    student: AttentionInputs, teacher: AttentionInputs, weights: torch.Tensor, relation_heads: tuple[int, int] | None
+) -> torch.Tensor:
+    """Distance of one pair of blocks: attention rows, or the mean of query and key relations where there are heads."""
+    if relation_heads is None:
+        return attention_kl(
+            student.query,
+            student.key,
+            teacher.query,
+            teacher.key,
+            weights,
+            student_scaling=student.scaling,
+            teacher_scaling=teacher.scaling,
+            mask=student.mask,
+        )
+    queries, keys = (
+        relation_kl(own, taught, weights, num_relation_heads=heads, mask=student.mask)
+        for own, taught, heads in zip(
+            (student.query, student.key), (teacher.query, teacher.key), relation_heads, strict=True
+        )
+    )
+    return (queries + keys) / 2
 
 
 def _call_inside_wrapper(wrapper: nn.Module, model: nn.Module, function: Callable, *inputs):
@@ -395,23 +443,3 @@ def _call_inside_wrapper(wrapper: nn.Module, model: nn.Module, function: Callabl
         return wrapper(*inputs)
     finally:
         restore()
-
-
-def _decoder_inputs(inputs: dict) -> dict:
-    """The inputs both decoders read, without a padding mask that changes nothing.
-
-    With padding on the right a causal model never looks at it from a real token, and without a mask SDPA can use its
-    causal kernel, which skips the upper half of the map.
-    """
-    names = ("input_ids", "attention_mask", "position_ids")
-    decoder_inputs = {name: inputs[name] for name in names if inputs.get(name) is not None}
-    mask = decoder_inputs.get("attention_mask")
-    if mask is not None and mask.dim() == 2 and "position_ids" not in decoder_inputs:
-        if bool((mask[:, 1:] <= mask[:, :-1]).all()):
-            del decoder_inputs["attention_mask"]
-    return decoder_inputs
-
-
-def _run_decoder(model: nn.Module, decoder_inputs: dict) -> torch.Tensor:
-    """Final hidden states of shape `(B, T, hidden)`, after the norm; the LM head is applied in the chunked loss."""
-    return model.get_decoder()(**decoder_inputs, use_cache=False).last_hidden_state

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from tinywave.distill_trainer import LOSS_NAMES, PROJECTORS_FILE, DistillationTrainer
+from tinywave.distill_trainer import LOSS_NAMES, DistillationTrainer
 from tinywave.training.arguments import DistillationArguments
 from tinywave.training.layer_map import LayerMap
+from tinywave.training.projectors import PROJECTORS_FILE, load_projectors
 from tinywave.training.student_init import student_from_teacher
 
 VOCABULARY = 40
@@ -142,10 +143,9 @@ def test_a_target_after_padding_aligns_nothing(tmp_path):
     with torch.no_grad():
         trainer.compute_loss(trainer.model, batch)
         batch["labels"][:, 1:][after_padding] = -100
-        first = trainer._sums.pop("eval")
-        trainer._sums["eval"] = None
+        first, trainer._eval_sums = trainer._eval_sums, None
         trainer.compute_loss(trainer.model, batch)
-    second = trainer._sums["eval"]
+    second = trainer._eval_sums
     assert first[0] > second[0]
     assert first[2:4].equal(second[2:4])
 
@@ -222,7 +222,7 @@ def test_cross_entropy_beside_other_terms_is_the_plain_trainers_loss(tmp_path):
     trainer = make_trainer(tmp_path, **CROSS_ENTROPY_ONLY | {"attention_weight": 1.0})
     with torch.no_grad():
         trainer.compute_loss(trainer.model.eval(), batch)
-        cross_entropy = trainer._sums["eval"][0] / trainer._sums["eval"][-1]
+        cross_entropy = trainer._eval_sums[0] / trainer._eval_sums[-1]
         torch.testing.assert_close(cross_entropy, make_student()(**batch).loss, rtol=1e-6, atol=0)
 
 
@@ -281,7 +281,7 @@ def test_resuming_without_projectors_is_refused(tmp_path):
     make_trainer(tmp_path, save_strategy="steps", save_steps=4, **CROSS_ENTROPY_ONLY).train()
     with pytest.raises(FileNotFoundError, match="projectors cannot be resumed"):
         trainer = make_trainer(tmp_path, make_student(24))
-        trainer._load_projectors(str(tmp_path / "checkpoint-4"))
+        load_projectors(trainer.model, str(tmp_path / "checkpoint-4"))
 
 
 def test_activation_checkpointing_changes_nothing(tmp_path):
@@ -314,7 +314,7 @@ def test_a_bf16_teacher_teaches_an_fp32_student(tmp_path):
 REFUSALS = [
     (dict(vocab_size=41), {}, "`vocab_size` is 40 in the student and 41 in the teacher"),
     (dict(eos_token_id=7), {}, "`eos_token_id` is 2 in the student and 7 in the teacher"),
-    (dict(num_attention_heads=8), {}, "the student has 4 heads and the teacher 8"),
+    (dict(num_attention_heads=8), dict(attention_loss="rows"), "the student has 4 heads and the teacher 8"),
     (dict(num_hidden_layers=4), {}, "teacher block 4, but the teacher has 4 blocks"),
 ]
 

@@ -5,7 +5,11 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-HIDDEN_LOSSES = ("cosine", "mse")
+from .layer_map import LayerMap
+from .logits_losses import DIVERGENCES
+from .losses import HIDDEN_LOSSES
+
+ATTENTION_LOSSES = ("auto", "rows", "relations")
 
 
 @dataclass
@@ -19,47 +23,115 @@ class DistillationArguments(TrainingArguments):
         ValueError: for a setting out of its range, or one that would silently drop a loss term.
     """
 
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "stream_weights", "stream_temperatures"]
+
     cross_entropy_weight: float = field(
         default=1.0, metadata={"help": "Weight of the cross-entropy on the data, in nats per token."}
     )
     logits_weight: float = field(
         default=1.0,
-        metadata={"help": "Weight of temperature^2 * KL(teacher || student) over the vocabulary, in nats per token."},
+        metadata={"help": "Weight of temperature^2 * divergence over the vocabulary, in nats per token."},
     )
     hidden_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the hidden-state distance, averaged over the mapped blocks."}
+        default=1.0, metadata={"help": "Weight of the hidden-state distance, averaged over the aligned blocks."}
     )
     attention_weight: float = field(
         default=1.0,
         metadata={
-            "help": "Weight of KL(teacher || student) between attention rows, averaged over mapped blocks and heads."
+            "help": "Weight of KL(teacher || student) between attention rows, averaged over aligned blocks and heads."
         },
     )
     temperature: float = field(
         default=2.0, metadata={"help": "Temperature that softens both distributions of the logits term; > 0."}
     )
+    logits_loss: str = field(
+        default="forward_kl",
+        metadata={
+            "help": "Divergence of the logits term: 'forward_kl' (KL(teacher || student)), 'reverse_kl', or 'jsd' "
+            "(generalised Jensen-Shannon).",
+            "choices": list(DIVERGENCES),
+        },
+    )
+    jsd_beta: float = field(
+        default=0.5,
+        metadata={
+            "help": "Share of the teacher in the mixture of 'jsd': near 0 like forward KL, near 1 like reverse."
+        },
+    )
+    logits_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens whose logits are held at once; smaller saves memory. By default as many as fit into 32 MB "
+            "on a CPU and 256 MB on an accelerator, 2048 at most."
+        },
+    )
     hidden_loss: str = field(
         default="cosine",
         metadata={
-            "help": "Distance between hidden states: 'cosine' (1 - cos, the paper's) or 'mse'.",
+            "help": "Distance between hidden states: 'cosine' (1 - cos, the paper's), 'mse', or 'normalized_mse' "
+            "(in units of the teacher's energy).",
             "choices": list(HIDDEN_LOSSES),
         },
     )
-    logits_chunk_size: int = field(
-        default=2048,
-        metadata={"help": "Tokens whose logits are held at once. Smaller saves memory, larger saves little time."},
+    hidden_layers: list[int] | None = field(
+        default=None, metadata={"help": "Student blocks whose hidden states are aligned; all of the layer map's."}
     )
+    attention_loss: str = field(
+        default="auto",
+        metadata={
+            "help": "'rows' compares attention distributions head to head, 'relations' query-query and key-key maps "
+            "(MiniLMv2) of any head counts; 'auto' takes rows where both models have as many heads.",
+            "choices": list(ATTENTION_LOSSES),
+        },
+    )
+    attention_layers: list[int] | None = field(
+        default=None, metadata={"help": "Student blocks whose attention is aligned; all of the layer map's."}
+    )
+    num_relation_heads: int | None = field(
+        default=None,
+        metadata={
+            "help": "Heads of the relation maps; by default the greatest common divisor of both models' head counts."
+        },
+    )
+    stream_weights: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Factor on every term by the stream of the target: text, unit, pitch or style; 1 if absent."
+        },
+    )
+    stream_temperatures: dict | str | None = field(
+        default=None,
+        metadata={"help": "Temperature of the logits term by the stream of the target; `temperature` if absent."},
+    )
+    restrict_logits_to_stream: bool = field(
+        default=False,
+        metadata={"help": "Compare logits over the ids of the target's stream only, instead of the whole vocabulary."},
+    )
+    log_gradient_norms: bool = field(
+        default=False,
+        metadata={
+            "help": "Log the norm of the gradient of each weighted term, taken on the last micro-batch before a log: "
+            "one more backward pass per term there."
+        },
+    )
+    peak_flops: float | None = field(
+        default=None,
+        metadata={"help": "Peak FLOP/s of one device, e.g. 989e12; given, model FLOPs utilisation is logged."},
+    )
+    plot_loss_curve: bool = field(
+        default=False, metadata={"help": "Draw every logged loss to loss_curve.png in the output folder at the end."}
+    )
+    # The filter of transformers reads the loss back from the device at every micro-batch, to hide what stops this
+    # trainer.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite stops the run."})
 
     def __post_init__(self):
         self._check_weights()
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"`temperature` must be a positive number; found {self.temperature}.")
-        if self.hidden_loss not in HIDDEN_LOSSES:
-            raise ValueError(f"`hidden_loss` must be one of {HIDDEN_LOSSES}; found {self.hidden_loss!r}.")
-        if self.logits_chunk_size < 1:
-            raise ValueError(f"`logits_chunk_size` must be at least 1 token; found {self.logits_chunk_size}.")
+        self._check_choices()
+        self._check_ranges()
         super().__post_init__()
-        if self.needs_teacher:
+        self._check_streams()
+        if self.needs_own_loss:
             self._check_compatibility()
 
     @property
@@ -68,9 +140,22 @@ class DistillationArguments(TrainingArguments):
         return self.logits_weight > 0 or self.hidden_weight > 0 or self.attention_weight > 0
 
     @property
+    def needs_own_loss(self) -> bool:
+        """Whether the loss is more than the plain cross-entropy of transformers."""
+        return self.needs_teacher or bool(self.stream_weights)
+
+    @property
     def needs_layer_map(self) -> bool:
         """Whether any enabled term compares blocks."""
         return self.hidden_weight > 0 or self.attention_weight > 0
+
+    def hidden_pairs(self, layer_map: LayerMap | None) -> tuple[tuple[int, int], ...]:
+        """(teacher block, student block) pairs whose hidden states are aligned; none where the term is off."""
+        return layer_map.restricted_to(self.hidden_layers).pairs if self.hidden_weight else ()
+
+    def attention_pairs(self, layer_map: LayerMap | None) -> tuple[tuple[int, int], ...]:
+        """(teacher block, student block) pairs whose attention is aligned; none where the term is off."""
+        return layer_map.restricted_to(self.attention_layers).pairs if self.attention_weight else ()
 
     def _check_weights(self) -> None:
         names = ("cross_entropy_weight", "logits_weight", "hidden_weight", "attention_weight")
@@ -80,6 +165,36 @@ class DistillationArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be a finite number >= 0; found {weight}.")
         if all(getattr(self, name) == 0 for name in names):
             raise ValueError(f"At least one of {', '.join(names)} must be above 0.")
+
+    def _check_choices(self) -> None:
+        for name, choices in (
+            ("logits_loss", tuple(DIVERGENCES)),
+            ("hidden_loss", tuple(HIDDEN_LOSSES)),
+            ("attention_loss", ATTENTION_LOSSES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}; found {getattr(self, name)!r}.")
+
+    def _check_ranges(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"`temperature` must be a positive number; found {self.temperature}.")
+        if not 0 < self.jsd_beta < 1:
+            raise ValueError(
+                f"`jsd_beta` must lie between 0 and 1; found {self.jsd_beta}. At the ends the divergence is 0: choose "
+                "logits_loss='forward_kl' or 'reverse_kl'."
+            )
+        if self.logits_chunk_size is not None and self.logits_chunk_size < 1:
+            raise ValueError(f"`logits_chunk_size` must be at least 1 token; found {self.logits_chunk_size}.")
+        if self.num_relation_heads is not None and self.num_relation_heads < 1:
+            raise ValueError(f"`num_relation_heads` must be at least 1; found {self.num_relation_heads}.")
+        if self.peak_flops is not None and not self.peak_flops > 0:
+            raise ValueError(f"`peak_flops` must be a positive number of FLOP/s; found {self.peak_flops}.")
+
+    def _check_streams(self) -> None:
+        for name, lowest in (("stream_weights", "0"), ("stream_temperatures", "a number above 0")):
+            for stream, value in (getattr(self, name) or {}).items():
+                if not math.isfinite(value) or value < 0 or (value == 0 and name == "stream_temperatures"):
+                    raise ValueError(f"`{name}` of {stream!r} must be finite and at least {lowest}; found {value}.")
 
     def _check_compatibility(self) -> None:
         checkpointing_kwargs = self.activation_checkpointing_kwargs or {}

@@ -4,11 +4,8 @@ Shapes: B batch, T positions, H attention heads, K key/value heads, D head size,
 in fp32 at least. Every loss is a sum over positions, as in `losses`.
 """
 
-import math
-
 import torch
 
-from .attention_tap import AttentionInputs
 from .losses import at_least_float32
 
 # (query rows, score elements) of one block of attention maps: what a CPU core's cache holds, and what fills a GPU.
@@ -39,8 +36,8 @@ def attention_kl(
         teacher_query, teacher_key: the same of the teacher, with H heads; its K and D may differ.
         position_weights (`torch.Tensor` of shape `(B, T)`): weight of each query row.
         student_scaling, teacher_scaling (`float`): factor on the scores, usually `D ** -0.5`.
-        mask (`torch.BoolTensor` of shape `(B, 1, T, T)`, *optional*): True where a query may look. `None` is causal;
-            a mask that is given must be causal too.
+        mask (`torch.BoolTensor` of shape `(B, 1, T, T)`, *optional*): True where a query may look: padding, or the
+            blocks of packed documents. `None` is causal; a mask that is given must be causal too.
 
     Returns:
         `torch.Tensor`: a scalar in nats. Only the student's queries and keys receive a gradient.
@@ -56,14 +53,68 @@ def attention_kl(
         )
     with torch.autocast(student_query.device.type, enabled=False):
         return _AttentionKL.apply(
-            student_query.float() * student_scaling,
-            _repeat_keys(student_key, num_heads).float(),
-            teacher_query.detach().float() * teacher_scaling,
-            _repeat_keys(teacher_key, num_heads).detach().float(),
-            position_weights.float(),
-            mask,
+            at_least_float32(student_query) * student_scaling,
+            at_least_float32(_repeat_keys(student_key, num_heads)),
+            at_least_float32(teacher_query.detach()) * teacher_scaling,
+            at_least_float32(_repeat_keys(teacher_key, num_heads).detach()),
+            position_weights.to(torch.promote_types(student_query.dtype, torch.float32)),
+            None if mask is None else mask.expand(len(student_query), -1, -1, -1),
             torch.is_grad_enabled(),
         )
+
+
+def relation_kl(
+    student_vectors: torch.Tensor,
+    teacher_vectors: torch.Tensor,
+    position_weights: torch.Tensor,
+    *,
+    num_relation_heads: int,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`sum_t w_t * mean_r KL(teacher relation row || student relation row)`, for models of other head counts.
+
+    As in MiniLMv2 (arXiv 2012.15828, section 3.1), the vectors of all heads are joined and split again into R relation
+    heads of d_r numbers each. `softmax(a a^T / sqrt(d_r))` relates one kind of vector (queries with queries, or keys
+    with keys) to itself, and both models have R such maps whatever the number and the size of their own heads. As the
+    models are causal, a row ends at its own position.
+
+    Args:
+        student_vectors (`torch.Tensor` of shape `(B, H, T, D)`): queries or keys after RoPE.
+        teacher_vectors (`torch.Tensor`): the same of the teacher; its H and D may differ.
+        position_weights (`torch.Tensor` of shape `(B, T)`): weight of each row.
+        num_relation_heads (`int`): R; it divides H * D of both models.
+        mask (`torch.BoolTensor` of shape `(B, 1, T, T)`, *optional*): as in [`attention_kl`].
+
+    Returns:
+        `torch.Tensor`: a scalar in nats. Only the student's vectors receive a gradient.
+
+    Raises:
+        ValueError: when R does not divide the joined size of both models' vectors.
+    """
+    student, teacher = (
+        _split_relation_heads(vectors, num_relation_heads) for vectors in (student_vectors, teacher_vectors)
+    )
+    return attention_kl(
+        student,
+        student,
+        teacher,
+        teacher,
+        position_weights,
+        student_scaling=student.shape[-1] ** -0.5,
+        teacher_scaling=teacher.shape[-1] ** -0.5,
+        mask=mask,
+    )
+
+
+def _split_relation_heads(vectors: torch.Tensor, num_relation_heads: int) -> torch.Tensor:
+    """`(B, H, T, D)` -> `(B, R, T, H * D / R)`."""
+    joined = vectors.transpose(1, 2).flatten(2)
+    if num_relation_heads < 1 or joined.shape[-1] % num_relation_heads:
+        raise ValueError(
+            f"{num_relation_heads} relation heads cannot share {joined.shape[-1]} numbers ({vectors.shape[1]} heads "
+            f"of {vectors.shape[-1]}); choose a number that divides it."
+        )
+    return joined.unflatten(2, (num_relation_heads, -1)).transpose(1, 2)
 
 
 class _AttentionKL(torch.autograd.Function):
@@ -102,6 +153,7 @@ class _AttentionKL(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, loss_gradient):
         query_gradient, key_gradient = (
             (tensor * loss_gradient).unflatten(0, (-1, ctx.heads)) for tensor in ctx.saved_tensors

@@ -98,6 +98,47 @@ class LayerMap:
         """Return `[[teacher_block, student_block], ...]`, ready for YAML, JSON and model cards."""
         return [list(pair) for pair in self.pairs]
 
+    def restricted_to(self, student_blocks: Sequence[int] | None) -> "LayerMap":
+        """The pairs of some student blocks; the whole map for `None`.
+
+        Raises:
+            ValueError: for a student block the map does not name, or no block at all.
+        """
+        if student_blocks is None:
+            return self
+        missing = sorted(set(student_blocks) - set(self.student_blocks))
+        if missing:
+            raise ValueError(
+                f"Blocks {missing} are to be aligned, but the layer map names the student blocks "
+                f"{list(self.student_blocks)} only."
+            )
+        return LayerMap(tuple(pair for pair in self.pairs if pair[1] in student_blocks))
+
+    def describe(self) -> str:
+        """The map in one sentence, for a model card: as a formula where the blocks are evenly spaced.
+
+        ```python
+        >>> LayerMap.every_third_ending_last(32, 10).describe()
+        'Block l of the student answers to block 3l + 4 of the teacher, l = 0 ... 9.'
+        >>> LayerMap.from_pairs([[0, 0], [5, 1], [7, 2]]).describe()
+        'Blocks 0, 1, 2 of the student answer to blocks 0, 5, 7 of the teacher.'
+
+        ```
+        """
+        count = len(self.pairs)
+        teachers, students = self.teacher_blocks, self.student_blocks
+        step = teachers[1] - teachers[0] if count > 1 else 1
+        first = teachers[0]
+        if step > 0 and self.pairs == tuple((first + step * block, block) for block in range(count)):
+            factor = "" if step == 1 else step
+            offset = f" + {first}" if first else ""
+            return (
+                f"Block l of the student answers to block {factor}l{offset} of the teacher, "
+                f"l = {'0' if count == 1 else f'0 ... {count - 1}'}."
+            )
+        listed = [", ".join(map(str, blocks)) for blocks in (students, teachers)]
+        return f"Blocks {listed[0]} of the student answer to blocks {listed[1]} of the teacher."
+
     def check_depths(self, num_teacher_layers: int, num_student_layers: int) -> None:
         """Raise `ValueError` when a block lies outside either model."""
         for name, blocks, depth in (

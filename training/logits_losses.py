@@ -55,9 +55,7 @@ class HeadLogits:
         return at_least_float32(F.linear(self.hidden[rows].to(self.head.dtype), self.head))
 
 
-def forward_kl(
-    log_student: torch.Tensor, log_teacher: torch.Tensor, beta: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward_kl(log_student: torch.Tensor, log_teacher: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
     """`KL(t || s) = sum_v t_v log(t_v / s_v)`: the student covers every mode of its teacher (Hinton et al. 2015).
 
     Args:
@@ -73,9 +71,7 @@ def forward_kl(
     return values, log_student.exp_().sub_(teacher)
 
 
-def reverse_kl(
-    log_student: torch.Tensor, log_teacher: torch.Tensor, beta: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def reverse_kl(log_student: torch.Tensor, log_teacher: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
     """`KL(s || t)`: the student keeps to the teacher's likeliest modes (MiniLLM, arXiv 2306.08543, equation 1).
 
     Arguments and result as in [`forward_kl`]; the gradient is `s * (log(s / t) - KL)`.

@@ -1,0 +1,89 @@
+"""What a position counts, by the stream its target belongs to: text, units, pitch or style."""
+
+from collections.abc import Mapping
+
+import torch
+from transformers import PreTrainedConfig
+
+
+class StreamWeighting:
+    """Weights, temperatures and ids to compare, looked up by the target of each position.
+
+    The streams and their ids are those of `config.stream_ranges()`. Targets outside every stream (BOS, EOS, markers)
+    have weight 1, the default temperature and the whole vocabulary.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]): of the student; a [`TinyWaveConfig`] where streams are named.
+        weights (`Mapping[str, float]`, *optional*): factor on every loss term at the positions of a stream; 1 for
+            streams not named.
+        temperatures (`Mapping[str, float]`, *optional*): temperature of the logits term; the default for streams not
+            named.
+        temperature (`float`, defaults to 2.0): the default temperature.
+        restrict (`bool`, defaults to `False`): whether the logits term compares the ids of the target's stream only.
+
+    Raises:
+        ValueError: when the config has no streams, or not one of those that are named.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        *,
+        weights: Mapping[str, float] | None = None,
+        temperatures: Mapping[str, float] | None = None,
+        temperature: float = 2.0,
+        restrict: bool = False,
+    ):
+        self._temperature = temperature
+        self._weights = self._temperatures = self._first_ids = self._stop_ids = None
+        if not (weights or temperatures or restrict):
+            return
+        ranges = _stream_ranges(config, {*(weights or {}), *(temperatures or {})})
+        size = config.vocab_size
+        if weights:
+            self._weights = _table(size, 1.0, ranges, weights)
+        if temperatures:
+            self._temperatures = _table(size, temperature, ranges, temperatures)
+        if restrict:
+            self._first_ids = _table(size, 0, ranges, {name: ids.start for name, ids in ranges.items()})
+            self._stop_ids = _table(size, size, ranges, {name: ids.stop for name, ids in ranges.items()})
+
+    def token_weights(self, targets: torch.Tensor) -> torch.Tensor | None:
+        """Factor of each target, in the shape of `targets`; `None` where every one is 1."""
+        return None if self._weights is None else _look_up(self._weights, targets)
+
+    def temperatures(self, targets: torch.Tensor) -> float | torch.Tensor:
+        """Temperature of each target, in the shape of `targets`, or the one of all."""
+        return self._temperature if self._temperatures is None else _look_up(self._temperatures, targets)
+
+    def allowed_ids(self, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """First id and one past the last id compared at each target; `None` for the whole vocabulary."""
+        if self._first_ids is None:
+            return None
+        return _look_up(self._first_ids, targets), _look_up(self._stop_ids, targets)
+
+
+def _stream_ranges(config: PreTrainedConfig, names: set[str]) -> dict[str, range]:
+    if not hasattr(config, "stream_ranges"):
+        raise ValueError(
+            f"{type(config).__name__} names no streams, so stream settings cannot be applied; use a model with a "
+            "TinyWaveConfig, or leave stream_weights, stream_temperatures and restrict_logits_to_stream out."
+        )
+    ranges = config.stream_ranges()
+    unknown = sorted(names - set(ranges))
+    if unknown:
+        raise ValueError(f"The model has no streams {unknown}; its streams are {sorted(ranges)}.")
+    return ranges
+
+
+def _table(size: int, default: float, ranges: Mapping[str, range], values: Mapping[str, float]) -> torch.Tensor:
+    """A value for every id of the vocabulary: looked up by target without a read from the device."""
+    table = torch.full((size,), default)
+    for name, value in values.items():
+        table[ranges[name].start : ranges[name].stop] = value
+    return table
+
+
+def _look_up(table: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    # Ignored labels are negative; their positions count nothing whatever stands there.
+    return table.to(targets.device)[targets.clamp(min=0)]
