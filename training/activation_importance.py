@@ -1,6 +1,7 @@
-"""How much each channel, FFN unit and attention head of a model does on a calibration set (Minitron, arXiv 2407.14679).
+"""How much each channel, FFN unit and attention head of a model does on a calibration set.
 
-The scores rank what width pruning keeps. They need forward passes only, no gradients.
+These are the activation-based scores of Minitron (Muralidharan et al. 2024, arXiv 2407.14679). They rank what width
+pruning keeps and need forward passes only, no gradients.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,8 +50,8 @@ def measure_importance(
     """Run `model` over the calibration batches and score the channels, units and heads of some blocks.
 
     The score of a neuron is `sqrt(sum_examples (mean_tokens |activation|)^2)`, that of a head the same with the length
-    of its output in place of |activation|: the paper's activation-based importance (equations 1 to 3) with its best
-    aggregation, the mean over tokens and the L2 norm over examples. Padding does not count.
+    of its output in place of |activation|: the activation-based importance of arXiv 2407.14679 (section 2.2) in its
+    best aggregation, the mean over tokens and the L2 norm over examples. Padding does not count.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): a causal LM of Llama's layout; unchanged.
