@@ -1,7 +1,7 @@
 """Waveform <-> streams of units, pitch and style: the models that stand on both sides of a language model."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -93,8 +93,8 @@ class SpeechCodec:
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits for each encoder, joined by dashes: they change when an encoder changes.
 
-        Streams of two codecs can be mixed only when their fingerprints agree. With units alone it is the fingerprint of
-        the speech encoder.
+        Streams of two codecs can be mixed only when their fingerprints agree. With units alone it is the fingerprint
+        of the speech encoder.
         """
         parts = [self.speech_encoder.fingerprint()]
         for encoder in (self.pitch_encoder, self.style_encoder):
@@ -128,16 +128,44 @@ class SpeechCodec:
 
         Raises `ValueError` for a codec without vocoder, and what the vocoder refuses.
         """
-        if self.vocoder is None:
-            raise ValueError("This codec has no vocoder, so it cannot speak; make it with one.")
         if streams.ids is None:
             streams = self.timed_to_frames(streams)
             durations = np.ones(len(streams), dtype=np.int64) if durations is None else durations
-        options = {"decoder": self.decoder} if self.decoder is not None else {}
-        for name, count in (("pitch", "num_pitch_tokens"), ("style", "num_style_tokens")):
-            if getattr(self.vocoder.config, count, 0):
-                options[name] = getattr(streams, name)
+        options = self._vocoder_options(streams.pitch, streams.style)
         return self.vocoder.units_to_waveform(streams.units, durations, **options)
+
+    def stream(
+        self,
+        units: Iterable[int],
+        durations: Iterable[int],
+        pitch: Iterable[int] | None = None,
+        style: Iterable[int] | None = None,
+        chunk_units: int = 25,
+    ) -> Iterator[torch.FloatTensor]:
+        """Speak piece by piece while the units still arrive -> pieces `(samples,)` at `output_sampling_rate`.
+
+        Args:
+            units, durations, pitch, style: read one at a time and in step: for each unit its frames and the codes in
+                force. A stream that the vocoder does not know is not read.
+            chunk_units (`int`, default 25): frames of 40 ms in a piece.
+
+        Raises `ValueError` for a codec without vocoder, and what the vocoder refuses, when it is read.
+        """
+        options = self._vocoder_options(pitch, style)
+        return self.vocoder.stream_waveform(units, durations, chunk_units=chunk_units, **options)
+
+    @property
+    def heard_streams(self) -> set[str]:
+        """Of "pitch" and "style" those that the vocoder speaks with."""
+        config = getattr(self.vocoder, "config", None)
+        return {name for name in ("pitch", "style") if getattr(config, f"num_{name}_tokens", 0)}
+
+    def _vocoder_options(self, pitch: Iterable[int] | None, style: Iterable[int] | None) -> dict:
+        if self.vocoder is None:
+            raise ValueError("This codec has no vocoder, so it cannot speak; make it with one.")
+        options = {"decoder": self.decoder} if self.decoder is not None else {}
+        codes = {"pitch": pitch, "style": style}
+        return options | {name: codes[name] for name in self.heard_streams}
 
     def timed_to_frames(self, streams: SpeechStreams) -> SpeechStreams:
         """Timed streams -> the same with the pitch and the style of every unit frame, all of shape `(units,)`."""

@@ -1,16 +1,31 @@
 """Text and speech in, text and speech out: waveforms -> streams -> language model -> streams -> waveforms."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain, groupby, repeat, tee
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 
 from .codec_tinywave import SpeechCodec
+from .generation_tinywave import stream_ids
 from .modeling_tinywave import TinyWaveForCausalLM
 from .processing_tinywave import TinyWaveProcessor
-from .tokenization_tinywave import Segment, SpeechStreams, deduplicate, ids_to_streams
+from .tokenization_tinywave import (
+    NO_MODALITY,
+    TEXT_MODALITY,
+    Segment,
+    SpeechStreams,
+    deduplicate,
+    ids_to_streams,
+    modality_of_ids,
+)
+from .vocoder_inputs_tinywave import with_predicted_durations
+
+Row = tuple[int, int | None, int | None]  # a unit, and the pitch and the style that are in force there
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +38,8 @@ class GeneratedSegment:
         text (`str` or None): of a text segment.
         waveform (`torch.FloatTensor` of shape `(samples,)` or None): of a speech segment, at `sampling_rate`.
         sampling_rate (`int`): of the waveform, Hz.
-        streams ([`SpeechStreams`] or None): of a speech segment, as generated: one entry a unit.
-        durations (`np.ndarray` of shape `(units,)` or None): frames of each unit.
+        streams ([`SpeechStreams`] or None): of a whole speech segment, as generated: one entry a unit.
+        durations (`np.ndarray` of shape `(units,)` or None): frames of each unit of a whole segment.
     """
 
     modality: str
@@ -96,7 +111,7 @@ class TinyWavePipeline:
             ValueError: another sampling rate, audio under 80 ms, NaN samples, a prompt that is empty or fills the
                 context, an unknown modality.
         """
-        self._check_sampling_rate(sampling_rate)
+        self._check_request(output_modality, sampling_rate)
         is_single = len(conversations) > 0 and len(conversations[0]) > 0 and isinstance(conversations[0][0], str)
         prompts = [self._encode_prompt(prompt) for prompt in ([conversations] if is_single else conversations)]
         inputs = self.processor(prompts, output_modality=output_modality).to(self.model.device)
@@ -105,7 +120,43 @@ class TinyWavePipeline:
         results = [self._ids_to_segments(row, prompt) for row, prompt in zip(new_ids, prompts, strict=True)]
         return results[0] if is_single else results
 
-    def _check_sampling_rate(self, sampling_rate: int) -> None:
+    def stream(
+        self,
+        conversation: Sequence[Segment],
+        output_modality: str = "speech",
+        sampling_rate: int = 16_000,
+        chunk_units: int = 25,
+        **generation_options: Any,
+    ) -> Iterator[GeneratedSegment]:
+        """Continue one conversation and yield what is said and written while the model goes on generating.
+
+        The ids are those of [`~TinyWavePipeline.__call__`] with the same seed, and so is the sound, as far as the
+        vocoder's own streaming is exact: it is for a [`HifiGanVocoder`], while a [`Vocoder`] gives as many samples, of
+        other phases. A piece of speech is spoken as soon as the vocoder has heard enough of what follows it.
+        Closing the iterator stops the generation; an error of the model is raised here.
+
+        Args:
+            conversation, output_modality, sampling_rate, generation_options: as in [`~TinyWavePipeline.__call__`], for
+                one conversation.
+            chunk_units (`int`, default 25): frames of 40 ms in a piece of speech.
+
+        Yields:
+            [`GeneratedSegment`]: pieces of a segment, with their own times and without `streams` and `durations`; text
+            by whole characters.
+
+        Raises `ValueError` as [`~TinyWavePipeline.__call__`] does, and for more than one conversation.
+        """
+        self._check_request(output_modality, sampling_rate)
+        if len(conversation) and not isinstance(conversation[0][0], str):
+            raise ValueError("found a batch of conversations; a stream continues one, a list of segments")
+        prompt = self._encode_prompt(conversation)
+        inputs = self.processor([prompt], output_modality=output_modality).to(self.model.device)
+        ids = stream_ids(self.model, **inputs, output_modality=output_modality, **generation_options)
+        return self._stream_segments(ids, prompt, chunk_units)
+
+    def _check_request(self, output_modality: str, sampling_rate: int) -> None:
+        if output_modality != "text" and self.codec.vocoder is None:
+            raise ValueError("This codec has no vocoder, so it cannot speak; ask for text, or make it with one.")
         expected = self.codec.input_sampling_rate
         if sampling_rate != expected:
             raise ValueError(
@@ -171,11 +222,117 @@ class TinyWavePipeline:
 
     def _carry(self, before: SpeechStreams, after: SpeechStreams) -> SpeechStreams:
         """Parsed streams after others: the pitch and style before go on until the first new pitch and style."""
-        ranges = self.model.config.stream_ranges()
-        last = ((name, getattr(before, name)) for name in ("style", "pitch"))
-        ids = [ranges[name].start + values[-1] for name, values in last if values is not None]
+        ids = self._ids_in_force(before)
         return ids_to_streams([*ids, *after.ids], self.model.config) if ids else after
+
+    def _ids_in_force(self, streams: SpeechStreams) -> list[int]:
+        """Ids of the last style and the last pitch."""
+        ranges = self.model.config.stream_ranges()
+        last = ((name, getattr(streams, name)) for name in ("style", "pitch"))
+        return [ranges[name].start + int(values[-1]) for name, values in last if values is not None]
 
     def _predict_durations(self, units: np.ndarray) -> np.ndarray:
         vocoder = self.codec.vocoder
         return vocoder.predict_durations(torch.as_tensor(units, device=vocoder.device)[None])[0].cpu().numpy()
+
+    def _stream_segments(
+        self, ids: Iterator[int], prompt: list[Segment], chunk_units: int
+    ) -> Iterator[GeneratedSegment]:
+        """New ids as they come -> pieces of the segments they say, timed; at the end the generation is closed."""
+        modality_of_id = modality_of_ids(np.arange(self.model.config.vocab_size), self.model.config)
+        seconds, num_samples = 0.0, 0
+        with closing(ids):
+            known = (index for index in ids if modality_of_id[index] != NO_MODALITY)
+            for position, (modality, run) in enumerate(groupby(known, key=modality_of_id.__getitem__)):
+                if modality == TEXT_MODALITY:
+                    for text in self._stream_text(run):
+                        yield GeneratedSegment("text", seconds, seconds, text=text)
+                    continue
+                goes_on = position == 0 and prompt[-1][0] == "speech"
+                rate = self.codec.output_sampling_rate
+                for waveform in self._stream_speech(run, prompt[-1][1] if goes_on else None, chunk_units):
+                    start, num_samples = seconds, num_samples + len(waveform)
+                    seconds = num_samples / rate
+                    yield GeneratedSegment("speech", start, seconds, None, waveform, rate)
+
+    def _stream_text(self, ids: Iterable[int]) -> Iterator[str]:
+        """Ids of one text as they come -> its pieces."""
+        known, written, text = [], 0, ""
+        for index in ids:
+            known.append(index)
+            ((_, text),) = self.processor.ids_to_segments(known)
+            # The bytes of one character may be several tokens; until the last one they read as U+FFFD.
+            if len(text) > written and not text.endswith("\ufffd"):
+                yield text[written:]
+                written = len(text)
+        if len(text) > written:
+            yield text[written:]
+
+    def _stream_speech(self, ids: Iterable[int], before: Any | None, chunk_units: int) -> Iterator[torch.FloatTensor]:
+        """Ids of one piece of speech as they come -> its sound after that of the speech `before` it."""
+        vocoder = self.codec.vocoder
+        old, old_durations, in_force = [], [], []
+        if before is not None:
+            runs, old_durations = self._speech_to_runs(before)
+            old, in_force = _streams_to_rows(runs), self._ids_in_force(runs)
+        new = with_predicted_durations(
+            self._ids_to_rows(ids, in_force), vocoder.predict_durations, vocoder.device, old
+        )
+        first = next(new, None)
+        if first is None:
+            return
+        # Twice what a sample depends on, so that a neural decoder, too, comes to the new part warm.
+        edge = getattr(vocoder, "units_per_edge", 1)
+        context = last_frames(old, old_durations, 2 * vocoder.receptive_field, edge)
+        rows = ((*row, duration) for row, duration in chain(context, [first], new))
+        units, pitch, style, durations = (map(itemgetter(index), copy) for index, copy in enumerate(tee(rows, 4)))
+        _, first_pitch, first_style = first[0]
+        pitch, style = None if first_pitch is None else pitch, None if first_style is None else style
+        num_old = vocoder.samples_per_unit * sum(duration for _, duration in context)
+        for waveform in self.codec.stream(units, durations, pitch, style, chunk_units):
+            if num_old < len(waveform):
+                yield waveform[num_old:]
+            num_old = max(0, num_old - len(waveform))
+
+    def _ids_to_rows(self, ids: Iterable[int], in_force: list[int]) -> Iterator[Row]:
+        """Ids of one piece of speech as they come, after the ids `in_force` before -> rows, as the whole would give.
+
+        Units wait for the first pitch and style that the vocoder hears, because these reach back to them.
+        """
+        config = self.model.config
+        units = config.stream_ranges()["unit"]
+        awaited = self.codec.heard_streams & self.codec.stream_names
+        pending = list(in_force)
+        for index in ids:
+            pending.append(index)
+            if index in units:
+                streams = ids_to_streams(pending, config)
+                if all(getattr(streams, name) is not None for name in awaited):
+                    yield from _streams_to_rows(streams)
+                    pending = self._ids_in_force(streams)
+        yield from _streams_to_rows(ids_to_streams(pending, config))
+
+
+def _streams_to_rows(streams: SpeechStreams) -> list[Row]:
+    """Streams with one pitch and one style a unit, or without them -> a row for each unit."""
+    units, *codes = (
+        None if values is None else values.tolist() for values in (streams.units, streams.pitch, streams.style)
+    )
+    return list(zip(units, *(repeat(None) if values is None else values for values in codes), strict=False))
+
+
+def last_frames(
+    rows: Sequence[Row], durations: Sequence[int], num_frames: int, edge: int = 1
+) -> list[tuple[Row, int]]:
+    """Rows and their durations in frames -> those of the last `num_frames` frames, each with what is left of it.
+
+    Up to `edge - 1` frames more are kept, so that a multiple of `edge` frames is left out.
+    """
+    num_dropped = max(0, int(sum(durations)) - num_frames) // edge * edge
+    kept = []
+    for row, duration in zip(rows, durations, strict=True):
+        passed = min(num_dropped, int(duration))
+        num_dropped -= passed
+        if passed < duration:
+            kept.append((row, int(duration) - passed))
+    return kept

@@ -140,20 +140,31 @@ def spoken_frames(
             duration = next(given, 0) if given is not None else None
             yield row, None if duration is None else int(check_durations([int(duration)], one))
 
-    pairs = rows() if given is not None else _with_predicted_durations(rows(), predict_durations, device)
+    pairs = rows()
+    if given is None:
+        pairs = with_predicted_durations((row for row, _ in pairs), predict_durations, device)
     for row, duration in pairs:
         for _ in range(duration):
             yield row
 
 
-def _with_predicted_durations(
-    rows: Iterator[tuple], predict_durations: Callable, device: torch.device | None
-) -> Iterator[tuple[list[int], int]]:
-    """Predict each duration from the few units around it: exactly what the whole sequence would give."""
-    past, ahead, ended = [], deque(), False
+def with_predicted_durations(
+    rows: Iterator[Sequence[int | None]],
+    predict_durations: Callable[[torch.LongTensor], torch.LongTensor],
+    device: torch.device | None = None,
+    past: Sequence[Sequence[int | None]] = (),
+) -> Iterator[tuple[Sequence[int | None], int]]:
+    """Yield each row with its duration, predicted from the few units around it: what the whole sequence would give.
+
+    Args:
+        rows: [unit, ...] of each unit; read `DURATION_RADIUS` units ahead.
+        predict_durations: units `(1, U)`, on `device`, -> durations `(1, U)`.
+        past (*optional*): the rows before the first, of which the last `DURATION_RADIUS` count.
+    """
+    past, ahead, ended = list(past)[-DURATION_RADIUS:], deque(), False
     while True:
         while not ended and len(ahead) <= DURATION_RADIUS:
-            row, _ = next(rows, (None, None))
+            row = next(rows, None)
             ended = row is None
             if not ended:
                 ahead.append(row)

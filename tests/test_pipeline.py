@@ -1,14 +1,20 @@
 """Text and speech continued by tiny real models, on real speech."""
 
+import threading
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soxr
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LogitsProcessor
 
 from tinywave.codec_tinywave import SpeechCodec
 from tinywave.configuration_tinywave import (
+    HifiGanConfig,
     PitchEncoderConfig,
     SpeechEncoderConfig,
     StyleEncoderConfig,
@@ -17,8 +23,10 @@ from tinywave.configuration_tinywave import (
 )
 from tinywave.data.f0_extraction import load_f0_extractor
 from tinywave.data.hibari_voice import HibariVoice
+from tinywave.generation_tinywave import stream_ids
+from tinywave.hifigan_tinywave import HifiGanVocoder
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
-from tinywave.pipeline_tinywave import TinyWavePipeline
+from tinywave.pipeline_tinywave import TinyWavePipeline, last_frames
 from tinywave.pitch_encoder_tinywave import PitchEncoder
 from tinywave.processing_tinywave import TinyWaveProcessor
 from tinywave.speech_encoder_tinywave import SpeechEncoder
@@ -172,6 +180,204 @@ def test_sampling_is_repeatable_and_speaks_without_a_decoder(parts, speech):
     assert results[0].streams == results[1].streams
     assert len(results[0].waveform) == 960 * int(results[0].durations.sum())
     assert results[0].sampling_rate == 24_000
+
+
+@pytest.fixture(scope="module")
+def hifigan() -> HifiGanVocoder:
+    """A vocoder whose streaming is exact, loud enough for a tolerance to mean something."""
+    torch.manual_seed(0)
+    sizes = {"num_units": NUM_UNITS, "num_pitch_tokens": 0, "num_style_tokens": 0, "num_speakers": 0}
+    sizes |= {"embedding_size": 8, "initial_channels": 32, "duration_hidden_size": 8, "weight_norm": False}
+    vocoder = HifiGanVocoder(HifiGanConfig(**sizes)).eval()
+    for name, parameter in vocoder.named_parameters():
+        if name.startswith(("conv", "ups", "resblocks")) and name.endswith("weight"):
+            parameter.data.normal_(std=(parameter.numel() / parameter.shape[0]) ** -0.5)
+    vocoder.dur_predictor.proj.bias.data.fill_(1.1)  # two or three frames a unit
+    return vocoder
+
+
+@pytest.fixture
+def exact(parts, hifigan) -> TinyWavePipeline:
+    return TinyWavePipeline(parts["model"], parts["processor"], SpeechCodec(parts["speech_encoder"], hifigan))
+
+
+def joined(pieces) -> torch.Tensor:
+    return torch.cat([piece.waveform for piece in pieces])
+
+
+@pytest.mark.parametrize("prompt", ["speech", "short speech", "text"])
+def test_a_stream_says_what_the_whole_says(exact, speech, prompt):
+    prompts = {
+        "speech": [("speech", speech)],
+        "short speech": [("speech", speech[:4000])],
+        "text": [("text", "A dog")],
+    }
+    options = {"max_new_tokens": 70, "min_new_tokens": 70, "do_sample": True, "temperature": 0.9}
+    torch.manual_seed(5)
+    (whole,) = exact(prompts[prompt], **options)
+    torch.manual_seed(5)
+    pieces = list(exact.stream(prompts[prompt], **options))
+    assert len(pieces) > 3 and whole.waveform.std() > 0.05
+    assert pieces[0].start == 0.0 and pieces[-1].end == whole.end
+    assert all(piece.end == following.start for piece, following in zip(pieces, pieces[1:], strict=False))
+    assert all(piece.end - piece.start == pytest.approx(len(piece.waveform) / 16_000) for piece in pieces)
+    assert len(joined(pieces)) == 640 * int(whole.durations.sum())
+    torch.testing.assert_close(joined(pieces), whole.waveform, rtol=1e-4, atol=1e-5)
+
+
+def test_streamed_ids_are_those_of_generate(parts):
+    model = parts["model"]
+    inputs = parts["processor"]([("text", "A dog")], output_modality="speech")
+    for options in ({"do_sample": False}, {"do_sample": True, "top_k": 5}):
+        torch.manual_seed(3)
+        whole = model.generate(**inputs, output_modality="speech", max_new_tokens=30, **options)
+        torch.manual_seed(3)
+        streamed = list(stream_ids(model, **inputs, output_modality="speech", max_new_tokens=30, **options))
+        assert streamed == whole[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+class Gate(LogitsProcessor):
+    """Holds the generation back at a step until it is opened."""
+
+    def __init__(self, step: int):
+        self.step, self.opened, self.calls = step, threading.Event(), 0
+
+    def __call__(self, input_ids, scores):
+        self.calls += 1
+        if self.calls == self.step and not self.opened.wait(timeout=60):
+            raise TimeoutError("nothing was said before the generation went on")
+        return scores
+
+
+def threads_that_generate() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "generate"]
+
+
+def test_the_first_piece_comes_while_ids_are_still_generated(exact, speech):
+    """The last hundred ids are generated only after the first piece has been heard."""
+    gate = Gate(step=100)
+    pieces = exact.stream([("speech", speech)], max_new_tokens=200, min_new_tokens=200, logits_processor=[gate])
+    first = next(pieces)
+    assert len(first.waveform) > 0 and gate.calls <= 100
+    gate.opened.set()
+    rest = list(pieces)
+    assert gate.calls == 200 and rest[-1].end > first.end
+    assert threads_that_generate() == []
+
+
+def test_a_stream_that_is_closed_early_stops_the_generation(exact, speech):
+    gate = Gate(step=150)
+    pieces = exact.stream([("speech", speech)], max_new_tokens=1500, min_new_tokens=1500, logits_processor=[gate])
+    next(pieces)
+    gate.opened.set()
+    pieces.close()
+    assert gate.calls < 1500
+    assert threads_that_generate() == []
+    unread = exact.stream([("speech", speech)], max_new_tokens=5)
+    unread.close()
+    assert threads_that_generate() == []
+
+
+def test_an_error_of_the_model_reaches_the_reader(exact, speech):
+    def fail(input_ids, scores):
+        if input_ids.shape[1] > 60:
+            raise RuntimeError("the model broke")
+        return scores
+
+    with pytest.raises(RuntimeError, match="the model broke"):
+        list(exact.stream([("text", "A dog")], max_new_tokens=100, min_new_tokens=100, logits_processor=[fail]))
+    with pytest.raises(ValueError, match="exceed the context"):
+        list(exact.stream([("speech", speech)], max_new_tokens=5000))
+    with pytest.raises(ValueError, match="found 2 rows; a stream gives one continuation"):
+        list(exact.stream([("speech", speech)], max_new_tokens=5, do_sample=True, num_return_sequences=2))
+    assert threads_that_generate() == []
+
+
+def test_an_error_of_the_vocoder_ends_the_generation(parts, speech):
+    def broken(features, f0, energy):
+        raise RuntimeError("the decoder broke")
+
+    codec = SpeechCodec(parts["speech_encoder"], parts["vocoder"], broken)
+    pieces = TinyWavePipeline(parts["model"], parts["processor"], codec).stream(
+        [("speech", speech)], max_new_tokens=1500
+    )
+    with pytest.raises(RuntimeError, match="the decoder broke"):
+        next(pieces)
+    assert threads_that_generate() == []
+
+
+def test_a_vocoder_with_seams_streams_every_sample(parts, speech):
+    pipeline = TinyWavePipeline(
+        parts["model"], parts["processor"], SpeechCodec(parts["speech_encoder"], parts["vocoder"], _decoder)
+    )
+    options = {"max_new_tokens": 60, "min_new_tokens": 60, "do_sample": False}
+    (whole,) = pipeline([("speech", speech)], **options)
+    pieces = list(pipeline.stream([("speech", speech)], chunk_units=10, **options))
+    assert len(pieces) > 3 and joined(pieces).shape == whole.waveform.shape
+    (piece, *_) = pipeline.stream([("speech", speech)], max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    assert torch.isfinite(piece.waveform).all()
+
+
+def test_free_output_is_streamed_with_its_text(parts, exact):
+    config = parts["model"].config
+    options = {"sequence_bias": {(config.text_marker_id,): 4.0, (config.speech_marker_id,): 4.0}, "do_sample": True}
+    options |= {"output_modality": "free", "max_new_tokens": 60}
+    torch.manual_seed(2)
+    whole = exact([("text", "A dog")], **options)
+    torch.manual_seed(2)
+    runs = [
+        (modality, list(run))
+        for modality, run in groupby(exact.stream([("text", "A dog")], **options), key=lambda piece: piece.modality)
+    ]
+    assert [modality for modality, _ in runs] == [segment.modality for segment in whole]
+    assert {segment.modality for segment in whole} == {"text", "speech"}
+    for segment, (_, pieces) in zip(whole, runs, strict=True):
+        assert (pieces[0].start, pieces[-1].end) == pytest.approx((segment.start, segment.end))
+        if segment.modality == "text":
+            assert "".join(piece.text for piece in pieces) == segment.text
+        else:
+            torch.testing.assert_close(joined(pieces), segment.waveform, rtol=1e-4, atol=1e-5)
+
+
+def test_a_character_of_several_tokens_is_written_at_once(parts, exact):
+    text = "A dog, \u00e9t\u00e9, \U0001f415!"
+    ids = parts["processor"].tokenizer.encode(text, add_special_tokens=False)
+    pieces = list(exact._stream_text(iter(ids)))
+    assert "".join(pieces) == text and len(pieces) < len(ids)
+    assert not any("\ufffd" in piece for piece in pieces)
+    # Half a character at the end of a generation is not lost.
+    assert "".join(exact._stream_text(iter(ids[:-3]))) == parts["processor"].tokenizer.decode(ids[:-3])
+
+
+def test_a_stream_refuses_what_the_whole_refuses(exact, speech):
+    with pytest.raises(ValueError, match="24000 Hz; expected 16000 Hz"):
+        exact.stream([("speech", speech)], sampling_rate=24_000)
+    with pytest.raises(ValueError, match="found a batch of conversations"):
+        exact.stream([[("speech", speech)], [("speech", speech)]])
+    with pytest.raises(ValueError, match="the prompt is empty|a prompt is empty"):
+        exact.stream([])
+    with pytest.raises(ValueError, match="chunk_units=0"):
+        list(exact.stream([("speech", speech)], chunk_units=0, max_new_tokens=5))
+
+
+def test_a_codec_without_a_vocoder_answers_in_text_alone(parts, speech):
+    pipeline = TinyWavePipeline(parts["model"], parts["processor"], SpeechCodec(parts["speech_encoder"]))
+    options = {"output_modality": "text", "max_new_tokens": 6, "do_sample": False}
+    (whole,) = pipeline([("speech", speech)], **options)
+    assert "".join(piece.text for piece in pipeline.stream([("speech", speech)], **options)) == whole.text
+    for ask in (pipeline, pipeline.stream):
+        with pytest.raises(ValueError, match="has no vocoder, so it cannot speak; ask for text"):
+            ask([("speech", speech)])
+
+
+@given(st.lists(st.integers(1, 9), max_size=20), st.integers(0, 60), st.integers(1, 7))
+def test_the_last_frames_are_what_is_left_of_their_units(durations, num_frames, edge):
+    rows = [(unit, None, None) for unit in range(len(durations))]
+    frames = [row for row, duration in zip(rows, durations, strict=True) for _ in range(duration)]
+    kept = [row for row, duration in last_frames(rows, durations, num_frames, edge) for _ in range(duration)]
+    assert kept == frames[len(frames) - len(kept) :]
+    assert (len(frames) - len(kept)) % edge == 0
+    assert len(kept) == len(frames) or num_frames <= len(kept) < num_frames + edge
 
 
 def test_bad_prompts_are_refused(pipeline, speech):
