@@ -21,6 +21,7 @@ from random import Random
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..codec_tinywave import SpeechCodec
 from ..data.audio_io import load_audio
 from ..data.corpus import PAUSE_SECONDS, SAMPLING_RATE, TextItem, iterate_corpus, prepare_corpus
 from ..data.hibari_voice import STYLES, VOICE
@@ -33,8 +34,10 @@ from ..data.story_language import (
     sample_story,
     sample_story_pair,
 )
+from ..tokenization_tinywave import SpeechStreams
 from .pseudo_words import PseudoWordGenerator, dictionary_keys, phonemes_to_key, phonemes_to_phones
-from .suites import Pair, SuiteError, read_suite, write_suite
+from .scoring import STREAM_FIELDS
+from .suites import HALVES, Pair, SuiteError, read_suite, write_suite
 
 MINIMUM_PHONES = 3
 SPEAKER_SENTENCES = 12
@@ -179,8 +182,7 @@ def build_suite(
     seed: int,
     output: str | os.PathLike,
     *,
-    encode: Callable[[list[np.ndarray]], Sequence[Sequence[int]]],
-    encoder: str,
+    codec: SpeechCodec,
     corpus_folder: str | os.PathLike,
     num_processes: int = 2,
 ) -> Path:
@@ -193,15 +195,14 @@ def build_suite(
         n (`int`): number of pairs.
         seed (`int`): fixes texts, pseudo-words, styles and synthesis noise.
         output (path): the manifest to write.
-        encode (`Callable`): list of 16 kHz waveforms -> list of raw units, such as `SpeechEncoder.encode`.
-        encoder (`str`): fingerprint of the encoder.
+        codec ([`SpeechCodec`]): the manifest holds all streams that it has an encoder for.
         corpus_folder (path): where the speech of this suite goes; it can be deleted afterwards.
         num_processes (`int`, defaults to 2): processes that speak.
 
     Returns:
         `Path` of the manifest.
     """
-    output = Path(output)
+    output, encoder = Path(output), codec.fingerprint()
     ids = [f"{name}-{seed}-{index:04d}" for index in range(n)]
     if output.is_file() and _is_same_suite(output, ids, encoder):
         return output
@@ -211,10 +212,10 @@ def build_suite(
     prepare_corpus(
         list(documents.values()), corpus_folder, num_processes=num_processes, rows_per_shard=_ROWS_PER_SHARD
     )
-    units = _encode_halves(name, halves, Path(corpus_folder), encode)
+    speech = _encode_halves(name, halves, Path(corpus_folder), codec)
     pairs = [
         _plan_to_pair(id_, name, plan, positive, negative, encoder)
-        for id_, plan, positive, negative in zip(ids, plans, units[::2], units[1::2], strict=True)
+        for id_, plan, positive, negative in zip(ids, plans, speech[::2], speech[1::2], strict=True)
     ]
     return write_suite(pairs, output)
 
@@ -227,29 +228,50 @@ def _is_same_suite(path: Path, ids: list[str], encoder: str) -> bool:
     return [pair.id for pair in pairs] == ids and pairs[0].encoder == encoder
 
 
-def _encode_halves(name: str, halves: list[tuple[TextItem, ...]], folder: Path, encode) -> list[tuple[int, ...]]:
-    """Units of every half; the sound that both halves of a pair begin with is encoded once, by itself.
+def _encode_halves(
+    name: str, halves: list[tuple[TextItem, ...]], folder: Path, codec: SpeechCodec
+) -> list[SpeechStreams]:
+    """Streams of every half; the sound that both halves of a pair begin with is encoded once, by itself.
 
-    The encoder looks ahead. Without this, a story's context would have slightly other units before its right ending
+    The encoders look ahead. Without this, a story's context would have slightly other tokens before its right ending
     than before its wrong one, and their noise would count in the comparison of the endings.
     """
     audio = {row["id"]: row["audio"]["bytes"] for row in iterate_corpus(folder, columns=("id", "audio"))}
-    units: list[tuple[int, ...]] = []
+    streams: list[SpeechStreams] = []
     with tqdm(total=len(halves), desc=f"Encoding {name}") as bar:
         for start in range(0, len(halves), 2 * _PAIRS_PER_CHUNK):
             chunk = halves[start : start + 2 * _PAIRS_PER_CHUNK]
             waveforms = [_join([load_audio(audio[document.id], SAMPLING_RATE) for document in half]) for half in chunk]
             shared = [_shared_start(*pair) for pair in zip(waveforms[::2], waveforms[1::2], strict=True)]
-            encoded = iter(encode(waveforms + [waveform for waveform in shared if waveform is not None]))
-            sequences = [[int(unit) for unit in next(encoded)] for _ in waveforms]
+            encoded = codec.encode(waveforms + [waveform for waveform in shared if waveform is not None])
+            beginnings = iter(encoded[len(waveforms) :])
             for index, waveform in enumerate(shared):
+                pair = encoded[2 * index : 2 * index + 2]
                 if waveform is not None:
-                    beginning = [int(unit) for unit in next(encoded)]
-                    for sequence in sequences[2 * index : 2 * index + 2]:
-                        sequence[: len(beginning)] = beginning
-            units += map(tuple, sequences)
+                    beginning = next(beginnings)
+                    pair = [_begin_with(beginning, len(waveform), half, codec) for half in pair]
+                streams += pair
             bar.update(len(chunk))
-    return units
+    return streams
+
+
+def _begin_with(beginning: SpeechStreams, num_samples: int, half: SpeechStreams, codec: SpeechCodec) -> SpeechStreams:
+    """Streams of a half whose first `num_samples` of sound were encoded by themselves as `beginning`.
+
+    Every unit frame (0.04 s), pitch frame (0.08 s) and style window (1 s) that lies inside this sound is taken from
+    `beginning`; those that straddle its end, and all later ones, are the half's own. Pitch counts from the mean F0 of
+    what was encoded together: inside the beginning from its own mean, after it from the mean of the whole half.
+    """
+    rates = {"units": codec.speech_encoder.frame_rate, "pitch": codec.pitch_rate, "style": codec.style_rate}
+
+    def joined(field: str) -> np.ndarray | None:
+        first, whole = getattr(beginning, field), getattr(half, field)
+        if whole is None:
+            return None
+        inside = min(int(num_samples * rates[field] / SAMPLING_RATE), len(first))
+        return np.concatenate([first[:inside], whole[inside:]])
+
+    return SpeechStreams(*map(joined, STREAM_FIELDS.values()))
 
 
 def _shared_start(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
@@ -267,16 +289,24 @@ def _join(waveforms: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(pieces[:-1])
 
 
-def _plan_to_pair(id_: str, name: str, plan: PairPlan, positive, negative, encoder: str) -> Pair:
+def _plan_to_pair(
+    id_: str, name: str, plan: PairPlan, positive: SpeechStreams, negative: SpeechStreams, encoder: str
+) -> Pair:
+    halves = zip(HALVES, (positive, negative), strict=True)
+    streams = {
+        f"{half}_{field}": tuple(values.tolist())
+        for half, speech in halves
+        for field in STREAM_FIELDS.values()
+        if (values := getattr(speech, field)) is not None
+    }
     return Pair(
         id=id_,
         suite=name,
         phenomenon=plan.phenomenon,
         group=plan.group,
-        positive_units=positive,
-        negative_units=negative,
         positive_text=plan.positive_text,
         negative_text=plan.negative_text,
         voice=plan.voice,
         encoder=encoder,
+        **streams,
     )

@@ -1,21 +1,31 @@
 """Suites of minimal pairs: the manifest file, its validation, and the accuracy of a model on it.
 
-A manifest is a parquet file with one row per pair and the units of both halves, so that scoring needs no audio. Raw
-units (25 Hz, not de-duplicated) are stored; de-duplication belongs to the scoring convention.
+A manifest is a parquet file with one row per pair and the streams of both halves, so that scoring needs no audio:
+units, and where the codec makes them pitch and style, in further columns. A model reads those of them that it has. Raw
+streams (one value a frame, not de-duplicated) are stored; de-duplication belongs to the scoring convention.
 """
 
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import nn
 
+from ..tokenization_tinywave import SpeechStreams
 from .results import atomic_file
-from .scoring import NORMALISATIONS, SequenceScore, UnitSequenceFormat, pair_credit, score_sequences
+from .scoring import (
+    NORMALISATIONS,
+    STREAM_FIELDS,
+    SequenceScore,
+    SpeechSequenceFormat,
+    pair_credit,
+    score_sequences,
+    speech_to_sequences,
+)
 from .statistics import NUM_RESAMPLES, bootstrap_mean_interval, standard_error
 
 MANIFEST_SCHEMA = pa.schema(
@@ -32,6 +42,11 @@ MANIFEST_SCHEMA = pa.schema(
         ("encoder", pa.string()),
     ]
 )
+"""Columns of every manifest."""
+
+HALVES = ("positive", "negative")
+PROSODY_COLUMNS = tuple(f"{half}_{name}" for half in HALVES for name in ("pitch", "style"))
+"""Further columns, lists of int16: those of pitch, of style, both or none."""
 
 
 class SuiteError(ValueError):
@@ -46,10 +61,12 @@ class Pair:
         id (`str`): unique within the suite.
         suite, phenomenon (`str`): suite name and part of it.
         group (`str`): what resampling keeps together, such as the word of a lexical pair.
-        positive_units, negative_units (`tuple[int, ...]`): raw units of both halves.
+        positive_units, negative_units (`tuple[int, ...]`): raw units of both halves, 25 Hz.
         positive_text, negative_text (`str`): what is spoken, or its phonemes.
         voice (`str`): voice and style.
-        encoder (`str`): fingerprint of the speech encoder that made the units.
+        encoder (`str`): fingerprint of the codec that made the streams (`SpeechCodec.fingerprint`): one part a stream.
+        positive_pitch, negative_pitch (`tuple[int, ...]`, *optional*): raw pitch tokens of both halves, 12.5 Hz.
+        positive_style, negative_style (`tuple[int, ...]`, *optional*): style tokens of both halves, 1 Hz.
     """
 
     id: str
@@ -62,6 +79,21 @@ class Pair:
     negative_text: str
     voice: str
     encoder: str
+    positive_pitch: tuple[int, ...] | None = None
+    positive_style: tuple[int, ...] | None = None
+    negative_pitch: tuple[int, ...] | None = None
+    negative_style: tuple[int, ...] | None = None
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that it holds, of "unit", "pitch" and "style"."""
+        return tuple(
+            name for name, field in STREAM_FIELDS.items() if getattr(self, f"{HALVES[0]}_{field}") is not None
+        )
+
+    def half(self, name: str) -> SpeechStreams:
+        """The speech of its half "positive" or "negative"."""
+        return SpeechStreams(*(getattr(self, f"{name}_{field}") for field in STREAM_FIELDS.values()))
 
 
 @dataclass(frozen=True)
@@ -112,11 +144,13 @@ class SuiteResult:
 
 
 def write_suite(pairs: Sequence[Pair], path: str | os.PathLike) -> Path:
-    """Validates pairs and writes their manifest."""
+    """Validates pairs and writes their manifest; pitch and style get columns where the pairs have them."""
     validate_pairs(pairs)
-    rows = [{field.name: getattr(pair, field.name) for field in fields(Pair)} for pair in pairs]
+    prosody = [name for name in PROSODY_COLUMNS if getattr(pairs[0], name) is not None]
+    schema = pa.schema([*MANIFEST_SCHEMA, *((name, pa.list_(pa.int16())) for name in prosody)])
+    rows = [{name: getattr(pair, name) for name in schema.names} for pair in pairs]
     with atomic_file(path) as partial:
-        pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), partial)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
     return Path(path)
 
 
@@ -134,18 +168,19 @@ def read_suite(path: str | os.PathLike) -> list[Pair]:
         raise SuiteError(f"{path} is not a readable parquet file ({error}); delete it and build it again.") from error
     if missing := [name for name in MANIFEST_SCHEMA.names if name not in table.column_names]:
         raise SuiteError(f"{path} lacks the columns {missing}; expected {MANIFEST_SCHEMA.names}.")
-    pairs = [_row_to_pair(row) for row in table.select(MANIFEST_SCHEMA.names).to_pylist()]
+    present = [name for name in PROSODY_COLUMNS if name in table.column_names]
+    pairs = [_row_to_pair(row) for row in table.select([*MANIFEST_SCHEMA.names, *present]).to_pylist()]
     validate_pairs(pairs)
     return pairs
 
 
 def _row_to_pair(row: dict) -> Pair:
-    units = {name: tuple(row[name] or ()) for name in ("positive_units", "negative_units")}
-    return Pair(**{**row, **units})
+    return Pair(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
 
 
 def validate_pairs(pairs: Sequence[Pair]) -> None:
-    """Raises `SuiteError` unless the pairs form one suite of unique ids, two halves each and one encoder."""
+    """Raises `SuiteError` unless the pairs form one suite of unique ids, two halves each, one encoder, one set of
+    streams."""
     if not pairs:
         raise SuiteError("The suite holds no pairs.")
     for name in ("suite", "encoder"):
@@ -154,28 +189,36 @@ def validate_pairs(pairs: Sequence[Pair]) -> None:
     id_, count = Counter(pair.id for pair in pairs).most_common(1)[0]
     if count > 1:
         raise SuiteError(f"Duplicate id {id_!r} ({count} times); expected unique ids.")
+    has_prosody = [getattr(pairs[0], name) is not None for name in PROSODY_COLUMNS]
     for pair in pairs:
         _validate_pair(pair)
+        if [getattr(pair, name) is not None for name in PROSODY_COLUMNS] != has_prosody:
+            raise SuiteError(f"Pair {pair.id!r} has other streams than {pairs[0].id!r}; expected the same in all.")
 
 
 def _validate_pair(pair: Pair) -> None:
-    for field in fields(Pair):
-        value = getattr(pair, field.name)
-        if field.name.endswith("_units"):
-            half = field.name.removesuffix("_units")
-            if not value:
-                raise SuiteError(f"Pair {pair.id!r} has no {half} half: its units are empty or missing.")
-            if min(value) < 0:
-                raise SuiteError(f"Pair {pair.id!r} has unit {min(value)} in its {half} half; units start at 0.")
-        elif not value:
-            raise SuiteError(f"Pair {pair.id!r} has an empty {field.name}.")
+    for half in HALVES:
+        for stream, field in STREAM_FIELDS.items():
+            values = getattr(pair, f"{half}_{field}")
+            if values is None and stream != "unit":
+                if getattr(pair, f"{HALVES[0]}_{field}") != getattr(pair, f"{HALVES[1]}_{field}"):
+                    raise SuiteError(
+                        f"Pair {pair.id!r} has no {stream} in its {half} half; expected it in both or none."
+                    )
+            elif not values:
+                raise SuiteError(f"Pair {pair.id!r} has no {half} half: its {field} are empty or missing.")
+            elif min(values) < 0:
+                raise SuiteError(f"Pair {pair.id!r} has {stream} {min(values)} in its {half} half; it starts at 0.")
+    for name in ("id", "suite", "phenomenon", "group", "positive_text", "negative_text", "voice", "encoder"):
+        if not getattr(pair, name):
+            raise SuiteError(f"Pair {pair.id!r} has an empty {name}.")
 
 
 def evaluate_suite(
     model: nn.Module,
     suite: str | os.PathLike | Sequence[Pair],
     *,
-    sequence_format: UnitSequenceFormat | None = None,
+    sequence_format: SpeechSequenceFormat | None = None,
     normalisation: str = "mean",
     vocabulary: str = "full",
     batch_size: int = 8,
@@ -185,34 +228,36 @@ def evaluate_suite(
 ) -> SuiteResult:
     """Scores both halves of every pair and reports the accuracy.
 
+    A model with pitch and style reads them merged with the units; one without reads the units of the same manifest
+    alone. By default every token of speech is scored, as SPIRIT-LM does (arXiv 2402.05755); what was read and scored
+    stands in `convention["sequence"]`.
+
     Args:
-        model (`nn.Module`): a causal language model over units.
+        model (`nn.Module`): a causal language model of speech, with a `TinyWaveConfig`.
         suite: path of a manifest, or its pairs.
-        sequence_format (`UnitSequenceFormat`, *optional*): from `model.config` by default.
+        sequence_format ([`SpeechSequenceFormat`], *optional*): from `model.config` by default. To score the units
+            alone of a model with pitch and style: `SpeechSequenceFormat(model.config, scored_streams=("unit",))`.
         normalisation (`str`, defaults to `"mean"`): "mean" or "sum" log-likelihood decides the credit; the accuracy
             under both is recorded.
         vocabulary (`str`, defaults to `"full"`): see `score_sequences`.
-        encoder (`str`, *optional*): fingerprint of the encoder that the model's training units come from.
+        encoder (`str`, *optional*): fingerprint of the codec that the model's training streams come from. The parts of
+            the streams that the model reads have to agree: a model of units needs the same speech encoder only.
         seed (`int`, defaults to 0): of the bootstrap.
 
     Raises:
-        SuiteError: an invalid manifest, or units of another encoder.
+        SuiteError: an invalid manifest, one without a stream that the model reads, or streams of another encoder.
         ScoringError: a half that cannot be scored; no pair ever leaves the denominator.
     """
     if normalisation not in NORMALISATIONS:
         raise ValueError(f"Unknown normalisation {normalisation!r}; expected one of {NORMALISATIONS}.")
     pairs = read_suite(suite) if isinstance(suite, str | os.PathLike) else list(suite)
     validate_pairs(pairs)
-    if encoder is not None and pairs[0].encoder != encoder:
-        raise SuiteError(
-            f"Suite {pairs[0].suite!r} holds units of encoder {pairs[0].encoder!r}, the model was trained on units of "
-            f"{encoder!r}. Build the suite with the model's encoder."
-        )
-    sequence_format = sequence_format or UnitSequenceFormat.from_config(model.config)
+    sequence_format = sequence_format or SpeechSequenceFormat(model.config)
+    _check_streams(pairs[0], sequence_format.streams, encoder)
     rows = _score_pairs(model, pairs, sequence_format, normalisation, vocabulary, batch_size, progress)
     convention = {
         "sequence": sequence_format.to_record(),
-        "targets": "units only; BOS, markers and EOS are not scored",
+        "targets": "tokens of the scored streams; BOS, markers and EOS are not scored",
         "normalisation": normalisation,
         "vocabulary": vocabulary,
         "tie": 0.5,
@@ -224,14 +269,39 @@ def evaluate_suite(
     return _summarise(pairs[0].suite, rows, normalisation, convention, seed)
 
 
+def _check_streams(pair: Pair, streams: Iterable[str], encoder: str | None) -> None:
+    """Raises `SuiteError` where the suite of `pair` lacks a stream to read, or has it from another encoder."""
+    if missing := [name for name in streams if name not in pair.streams]:
+        raise SuiteError(
+            f"Suite {pair.suite!r} has no {' and '.join(missing)}, which the model reads. Build the suite with a "
+            "codec that makes them."
+        )
+    if encoder is None:
+        return
+    found, expected = _encoder_of_stream(pair.encoder, pair.streams), _encoder_of_stream(encoder, streams)
+    if any(found.get(name) != expected.get(name) for name in streams):
+        raise SuiteError(
+            f"Suite {pair.suite!r} holds {', '.join(streams)} of encoder {pair.encoder!r}, the model was trained on "
+            f"those of {encoder!r}. Build the suite with the model's encoder."
+        )
+
+
+def _encoder_of_stream(fingerprint: str, streams: Iterable[str]) -> dict[str, str]:
+    """A codec's fingerprint -> its part for each stream; with fewer parts than there are streams, for `streams`."""
+    parts = fingerprint.split("-")
+    return dict(zip(STREAM_FIELDS if len(parts) == len(STREAM_FIELDS) else streams, parts, strict=False))
+
+
 def _score_pairs(model, pairs, sequence_format, normalisation, vocabulary, batch_size, progress) -> list[dict]:
-    halves = [units for pair in pairs for units in (pair.positive_units, pair.negative_units)]
+    halves = {f"The {name} half of pair {pair.id!r}": pair.half(name) for pair in pairs for name in HALVES}
+    sequences = speech_to_sequences(halves, sequence_format)
     scores = score_sequences(
         model,
-        [sequence_format.units_to_sequence(units) for units in halves],
+        list(sequences.values()),
         scored_ids=sequence_format.scored_ids,
         vocabulary=vocabulary,
         batch_size=batch_size,
+        names=list(sequences),
         progress=pairs[0].suite if progress else None,
     )
     halves_of_pairs = zip(pairs, scores[::2], scores[1::2], strict=True)

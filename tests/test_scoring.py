@@ -10,15 +10,18 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.modeling_outputs import CausalLMOutput
 
 from tinywave.configuration_tinywave import TinyWaveConfig
+from tinywave.data.interleaving import AlignedDocument
 from tinywave.eval.scoring import (
     PerplexityResult,
     ScoringError,
     SequenceScore,
-    UnitSequenceFormat,
+    SpeechSequenceFormat,
     pair_credit,
     score_perplexity,
     score_sequences,
+    speech_to_sequences,
 )
+from tinywave.tokenization_tinywave import SpeechStreams, ids_to_streams
 
 UNITS = range(8, 40)
 
@@ -67,11 +70,11 @@ def token_by_token(model, sequence, scored, restrict=None):
     return total, count
 
 
-@pytest.mark.parametrize("vocabulary", ["full", "units"])
+@pytest.mark.parametrize("vocabulary", ["full", "scored"])
 def test_equals_token_by_token_scoring(llama, sequences, vocabulary):
     scores = score_sequences(llama, sequences, scored_ids=UNITS, vocabulary=vocabulary, batch_size=4)
     for score, sequence in zip(scores, sequences, strict=True):
-        total, count = token_by_token(llama, sequence, UNITS, UNITS if vocabulary == "units" else None)
+        total, count = token_by_token(llama, sequence, UNITS, UNITS if vocabulary == "scored" else None)
         assert score.num_tokens == count == len(sequence) - 2
         assert score.log_likelihood == pytest.approx(total, abs=1e-4)
 
@@ -125,7 +128,7 @@ def test_restricted_vocabulary_renormalises():
     # Uniform over 10 ids, 4 of them units: 1/10 over the full vocabulary, 1/4 among units.
     model, sequence = BigramModel(torch.zeros(10, 10)), [0, 5, 6, 7]
     [full] = score_sequences(model, [sequence], scored_ids=range(4, 8))
-    [units] = score_sequences(model, [sequence], scored_ids=range(4, 8), vocabulary="units")
+    [units] = score_sequences(model, [sequence], scored_ids=range(4, 8), vocabulary="scored")
     assert full.mean_log_likelihood == pytest.approx(-math.log(10))
     assert units.mean_log_likelihood == pytest.approx(-math.log(4))
 
@@ -145,7 +148,7 @@ def test_tie_is_half():
 def test_broken_model_raises(value):
     table = torch.zeros(10, 10)
     table[5] = value
-    with pytest.raises(ScoringError, match=r"1 of 2 log-likelihoods are NaN or infinite, the first at sequence 1"):
+    with pytest.raises(ScoringError, match=r"1 of 2 log-likelihoods are NaN or infinite, the first: Sequence 1"):
         score_sequences(BigramModel(table), [[0, 6, 7], [0, 5, 6]], scored_ids=range(4, 8))
 
 
@@ -159,24 +162,134 @@ def test_sequence_beyond_the_context_raises(llama):
         score_sequences(llama, [[1, *[9] * 130]], scored_ids=UNITS)
 
 
-@pytest.mark.parametrize("arguments", [{"vocabulary": "speech"}, {"batch_size": 0}, {"first_scored": 0}])
+@pytest.mark.parametrize("arguments", [{"vocabulary": "units"}, {"batch_size": 0}, {"first_scored": 0}])
 def test_bad_arguments_raise(llama, arguments):
     with pytest.raises(ValueError, match="vocabulary|at least 1"):
         score_sequences(llama, [[1, 9]], scored_ids=UNITS, **arguments)
 
 
+def tiny_layout(**options):
+    """8 ids: BOS 0, EOS 1, [Text] 2, [Speech] 3, units 4..7; with prosody 11 ids: pitch 8 and 9, style 10."""
+    ids = {"text_offset": 2, "text_vocab_size": 2, "text_marker_id": 2, "speech_marker_id": 3, "unit_offset": 4}
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+    return TinyWaveConfig(**{"vocab_size": 8, "num_units": 4, **ids, **special, **options})
+
+
+def prosody_layout(**options):
+    prosody = {"pitch_offset": 8, "num_pitch_tokens": 2, "style_offset": 10, "num_style_tokens": 1}
+    return tiny_layout(vocab_size=11, **prosody, **options)
+
+
+# 10 frames of units, 5 of pitch and one of style: 0.4 s. Pitch changes at 0.16 s, just before unit frame 4.
+SPEECH = SpeechStreams([0, 0, 0, 0, 1, 1, 1, 2, 2, 2], pitch=[0, 0, 1, 1, 1], style=[0])
+MERGED = [10, 8, 4, 9, 5, 6]
+
+
 def test_format_of_a_config():
     config = TinyWaveConfig.from_preset("nano-student")
-    form = UnitSequenceFormat.from_config(config)
+    form = SpeechSequenceFormat(config)
     offset = config.unit_offset
-    assert form.units_to_sequence([3, 3, 3, 0, 499, 499]) == [
+    assert form.speech_to_sequence([3, 3, 3, 0, 499, 499]) == [
         config.bos_token_id, config.speech_marker_id, offset + 3, offset, offset + 499,
     ]  # fmt: skip
-    assert form.scored_ids == range(offset, offset + 500)
-    raw = UnitSequenceFormat.from_config(config, bos=False, marker=False, deduplicate=False)
-    assert raw.units_to_sequence([3, 3, 0]) == [offset + 3, offset + 3, offset]
+    assert form.scored_ids == list(range(offset, offset + 500))
+    raw = SpeechSequenceFormat(config, bos=False, marker=False, deduplicate=False)
+    assert raw.speech_to_sequence([3, 3, 0]) == [offset + 3, offset + 3, offset]
     with pytest.raises(ValueError, match="500"):
-        form.units_to_sequence([3, 500])
+        form.speech_to_sequence([3, 500])
+
+
+def test_a_model_reads_the_streams_that_it_has():
+    assert SpeechSequenceFormat(prosody_layout()).speech_to_sequence(SPEECH) == [0, 3, *MERGED]
+    assert SpeechSequenceFormat(tiny_layout()).speech_to_sequence(SPEECH) == [0, 3, 4, 5, 6]
+    document = AlignedDocument(SPEECH.units, ["a"], [0.0], pitch=SPEECH.pitch, style=SPEECH.style)
+    assert SpeechSequenceFormat(prosody_layout()).speech_to_sequence(document) == [0, 3, *MERGED]
+
+
+def test_a_format_says_what_it_reads_and_scores():
+    form = SpeechSequenceFormat(prosody_layout(), scored_streams=("style", "unit"))
+    assert form.scored_ids == [4, 5, 6, 7, 10]
+    assert form.to_record() == {
+        "streams": ["unit", "pitch", "style"],
+        "scored_streams": ["unit", "style"],
+        "scored_ids": {"unit": [4, 7], "style": [10, 10]},
+        "deduplicated_streams": ["unit", "pitch"],
+        "prefix_ids": [0, 3],
+        "bos": True,
+        "marker": True,
+    }
+    assert SpeechSequenceFormat(tiny_layout(), deduplicate=False).to_record()["deduplicated_streams"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scored_streams": ("unit", "tone")}, r"scored_streams \('unit', 'tone'\); this model has"),
+        ({"scored_streams": ()}, r"scored_streams \(\)"),
+        ({"deduplicate": False}, "merged streams without repeats"),
+    ],
+)
+def test_impossible_formats_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SpeechSequenceFormat(prosody_layout(), **options)
+
+
+def test_speech_that_the_model_cannot_read_is_named():
+    form = SpeechSequenceFormat(prosody_layout())
+    with pytest.raises(ScoringError, match=r"Clip 2 cannot be read by this model: the speech has no pitch"):
+        speech_to_sequences({"Clip 1": SPEECH, "Clip 2": SpeechStreams([0, 1], style=[0])}, form)
+    with pytest.raises(ScoringError, match=r"Clip 1 .* pitch 2 at position 0 is out of range"):
+        speech_to_sequences({"Clip 1": SpeechStreams([0, 1], [2], [0])}, form)
+    with pytest.raises(ScoringError, match="parsed from ids"):
+        speech_to_sequences({"Clip 1": ids_to_streams(MERGED, form.config)}, form)
+
+
+def test_targets_of_merged_streams_are_those_asked_for():
+    # Each id has probability 2^-(1 + id) whatever came before it, so that the sum says which ids were scored.
+    logits = -math.log(2) * torch.arange(1, 12.0).expand(11, 11)
+    total = math.log(sum(2.0**-n for n in range(1, 12)))
+    sequences = [[0, 3, *MERGED]]
+
+    def score(*streams, vocabulary="full"):
+        form = SpeechSequenceFormat(prosody_layout(), scored_streams=streams)
+        [result] = score_sequences(BigramModel(logits), sequences, scored_ids=form.scored_ids, vocabulary=vocabulary)
+        return result
+
+    for streams, ids in {
+        ("unit", "pitch", "style"): MERGED,
+        ("unit",): [4, 5, 6],
+        ("unit", "style"): [10, 4, 5, 6],
+    }.items():
+        result = score(*streams)
+        assert result.num_tokens == len(ids)
+        assert result.log_likelihood == pytest.approx(sum(-math.log(2) * (1 + n) - total for n in ids))
+    # Among units and style alone: ids 4..7 and 10.
+    among = math.log(sum(2.0 ** -(1 + n) for n in (4, 5, 6, 7, 10)))
+    restricted = score("unit", "style", vocabulary="scored")
+    assert restricted.log_likelihood == pytest.approx(sum(-math.log(2) * (1 + n) - among for n in (10, 4, 5, 6)))
+
+
+def test_merged_scores_do_not_depend_on_the_batch_size():
+    torch.manual_seed(0)
+    small = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "initializer_range": 0.4}
+    model = LlamaForCausalLM(TinyWaveConfig.from_preset("nano-expressive-student", **small))
+    generator = np.random.default_rng(0)
+    speech = {
+        f"Clip {length}": SpeechStreams(
+            generator.integers(500, size=2 * length),
+            generator.integers(64, size=length),
+            generator.integers(5, size=math.ceil(length / 12.5)),
+        )
+        for length in (5, 40, 23, 11, 60, 9, 31, 18, 27)
+    }
+    form = SpeechSequenceFormat(model.config)
+    sequences = list(speech_to_sequences(speech, form).values())
+    alone, together = (
+        score_sequences(model, sequences, scored_ids=form.scored_ids, batch_size=size) for size in (1, 8)
+    )
+    for one, eight, sequence in zip(alone, together, sequences, strict=True):
+        assert one.num_tokens == eight.num_tokens == len(sequence) - 2
+        assert abs(one.log_likelihood - eight.log_likelihood) < 1e-5 * one.num_tokens
 
 
 def test_perplexities_of_known_scores():
@@ -190,10 +303,23 @@ def test_perplexities_of_known_scores():
 
 def test_perplexity_counts_seconds_of_raw_units():
     # Uniform over 8 ids: 3 bits a token. 10 raw frames at 25 Hz are 0.4 s, 4 tokens remain.
-    form = UnitSequenceFormat(unit_offset=4, num_units=4, prefix_ids=(0,))
+    form = SpeechSequenceFormat(tiny_layout(), marker=False)
     utterances = [[0, 0, 0, 1, 1], [2, 2, 2, 3, 3]]
     result = score_perplexity(BigramModel(torch.zeros(8, 8)), utterances, sequence_format=form)
     assert result.token_weighted == pytest.approx(8.0)
     assert result.bits_per_second == pytest.approx(12 / 0.4)
     with pytest.raises(ScoringError, match="found 0"):
         score_perplexity(BigramModel(torch.zeros(8, 8)), [], sequence_format=form)
+
+
+def test_perplexity_of_merged_streams_is_per_token_of_speech():
+    # Uniform over 11 ids: 6 tokens in the 0.4 s of 10 unit frames, or the 3 units among them.
+    document = AlignedDocument(SPEECH.units, ["a"], [0.0], pitch=SPEECH.pitch, style=SPEECH.style)
+    for streams, num_tokens in ((None, 6), (("unit",), 3)):
+        form = SpeechSequenceFormat(prosody_layout(), scored_streams=streams)
+        result = score_perplexity(BigramModel(torch.zeros(11, 11)), [document], sequence_format=form)
+        assert result.token_weighted == pytest.approx(11.0)
+        assert result.scores[0].num_tokens == num_tokens
+        assert result.bits_per_second == pytest.approx(num_tokens * math.log2(11) / 0.4)
+    with pytest.raises(ScoringError, match="Utterance 1 cannot be read by this model: the speech has no style"):
+        score_perplexity(BigramModel(torch.zeros(11, 11)), [document, [0, 1]], sequence_format=form)

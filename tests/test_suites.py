@@ -9,9 +9,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 from tinywave.configuration_tinywave import TinyWaveConfig
-from tinywave.eval.scoring import ScoringError, UnitSequenceFormat, pair_credit, score_sequences
+from tinywave.eval.scoring import ScoringError, SpeechSequenceFormat, pair_credit, score_sequences
 from tinywave.eval.statistics import bootstrap_mean_interval, standard_error
-from tinywave.eval.suites import Pair, SuiteError, evaluate_suite, read_suite, write_suite
+from tinywave.eval.suites import PROSODY_COLUMNS, Pair, SuiteError, evaluate_suite, read_suite, write_suite
+from tinywave.tokenization_tinywave import deduplicate, streams_to_ids
 
 
 def make_pair(index, positive, negative, phenomenon="swap", group=None):
@@ -44,13 +45,46 @@ def pairs():
     ]
 
 
+@pytest.fixture
+def prosodic_pairs():
+    """Pairs of 24 to 62 unit frames with the pitch and style frames of the same time."""
+    generator = torch.Generator().manual_seed(0)
+
+    def streams(num_pitch):
+        draws = ((500, 2 * num_pitch), (64, num_pitch), (5, -(-num_pitch * 2 // 25)))
+        return [tuple(torch.randint(high, (size,), generator=generator).tolist()) for high, size in draws]
+
+    pairs = []
+    for index in range(20):
+        positive, negative = streams(12 + index), streams(30 - index)
+        prosody = {"positive_pitch": positive[1], "positive_style": positive[2]}
+        prosody |= {"negative_pitch": negative[1], "negative_style": negative[2], "encoder": "aa-bb-cc"}
+        pairs.append(replace(make_pair(index, positive[0], negative[0]), **prosody))
+    return pairs
+
+
+TINY = {"num_hidden_layers": 1, "hidden_size": 24, "intermediate_size": 32, "initializer_range": 0.4}
+
+
+@pytest.fixture(scope="module")
+def expressive_model():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(TinyWaveConfig.from_preset("nano-expressive-student", **TINY))
+
+
+@pytest.fixture
+def base_model(expressive_model):
+    """The weights of the expressive model, with a configuration that knows units alone."""
+    config = expressive_model.config
+    expressive_model.config = config.with_streams(["unit"])
+    yield expressive_model
+    expressive_model.config = config
+
+
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = TinyWaveConfig.from_preset(
-        "nano-student", num_hidden_layers=1, hidden_size=24, intermediate_size=32, initializer_range=0.4
-    )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(TinyWaveConfig.from_preset("nano-student", **TINY))
 
 
 def test_round_trip(pairs, tmp_path):
@@ -68,6 +102,13 @@ def test_round_trip(pairs, tmp_path):
         ({"voice": ""}, r"Pair 'lexical-0' has an empty voice"),
         ({"group": None}, r"Pair 'lexical-0' has an empty group"),
         ({"suite": "story"}, r"one suite; found \['lexical', 'story'\]"),
+        ({"negative_pitch": (1, 2)}, r"Pair 'lexical-0' has no pitch in its positive half"),
+        (
+            {"positive_style": (), "negative_style": (1,)},
+            r"Pair 'lexical-0' has no positive half: its style are empty",
+        ),
+        ({"positive_style": (1,), "negative_style": (-1,)}, r"Pair 'lexical-0' has style -1 in its negative half"),
+        ({"positive_style": (1,), "negative_style": (1,)}, r"Pair 'lexical-1' has other streams than 'lexical-0'"),
         ({"encoder": "other"}, r"one encoder; found \['0123456789abcdef', 'other'\]"),
     ],
 )
@@ -75,6 +116,20 @@ def test_invalid_pairs_are_named(pairs, tmp_path, change, message):
     with pytest.raises(SuiteError, match=message):
         write_suite([replace(pairs[0], **change), *pairs[1:]], tmp_path / "suite.parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pitch_and_style_have_columns_where_the_pairs_have_them(pairs, prosodic_pairs, tmp_path):
+    plain, prosodic = (
+        write_suite(pairs, tmp_path / "plain.parquet"),
+        write_suite(prosodic_pairs, tmp_path / "p.parquet"),
+    )
+    assert read_suite(prosodic) == prosodic_pairs
+    assert set(pq.read_schema(prosodic).names) - set(pq.read_schema(plain).names) == {
+        "positive_pitch", "positive_style", "negative_pitch", "negative_style",
+    }  # fmt: skip
+    assert prosodic_pairs[0].streams == ("unit", "pitch", "style") and pairs[0].streams == ("unit",)
+    half = prosodic_pairs[3].half("negative")
+    assert tuple(half.style) == prosodic_pairs[3].negative_style and len(half.units) == 2 * len(half.pitch) == 54
 
 
 def test_empty_suite_raises(tmp_path):
@@ -106,10 +161,10 @@ def test_unreadable_files_raise(pairs, tmp_path):
 
 def test_result_equals_scores_of_the_halves(model, pairs, tmp_path):
     result = evaluate_suite(model, write_suite(pairs, tmp_path / "suite.parquet"), batch_size=8)
-    form = UnitSequenceFormat.from_config(model.config)
+    form = SpeechSequenceFormat(model.config)
     credits = []
     for pair, row in zip(pairs, result.rows, strict=True):
-        halves = [form.units_to_sequence(units) for units in (pair.positive_units, pair.negative_units)]
+        halves = [form.speech_to_sequence(units) for units in (pair.positive_units, pair.negative_units)]
         positive, negative = (score_sequences(model, [half], scored_ids=form.scored_ids)[0] for half in halves)
         assert row["positive_log_likelihood"] == pytest.approx(positive.log_likelihood, abs=1e-4)
         assert row["negative_num_tokens"] == negative.num_tokens == len(halves[1]) - 2
@@ -143,14 +198,15 @@ def test_mean_and_sum_are_both_recorded(model):
 def test_equal_halves_tie(model):
     result = evaluate_suite(model, [make_pair(0, [1, 2, 3], [1, 1, 2, 3, 3])])
     assert result.accuracy == 0.5
-    raw = UnitSequenceFormat.from_config(model.config, deduplicate=False)
+    raw = SpeechSequenceFormat(model.config, deduplicate=False)
     assert evaluate_suite(model, [make_pair(0, [1, 2, 3], [1, 1, 2, 3, 3])], sequence_format=raw).accuracy != 0.5
 
 
 def test_convention_is_recorded(model, pairs):
-    convention = evaluate_suite(model, pairs, vocabulary="units", seed=5).convention
-    assert convention["vocabulary"] == "units" and convention["seed"] == 5 and convention["tie"] == 0.5
-    assert convention["sequence"]["bos"] and convention["sequence"]["marker"] and convention["sequence"]["deduplicate"]
+    convention = evaluate_suite(model, pairs, vocabulary="scored", seed=5).convention
+    assert convention["vocabulary"] == "scored" and convention["seed"] == 5 and convention["tie"] == 0.5
+    assert convention["sequence"]["bos"] and convention["sequence"]["marker"]
+    assert convention["sequence"]["deduplicated_streams"] == convention["sequence"]["scored_streams"] == ["unit"]
     assert convention["sequence"]["prefix_ids"] == [1, 511]
     assert convention["normalisation"] == "mean" and convention["encoder"] == "0123456789abcdef"
 
@@ -163,13 +219,89 @@ def test_rows_are_written(model, pairs, tmp_path):
 
 def test_units_of_another_encoder_raise(model, pairs):
     with pytest.raises(
-        SuiteError, match="units of encoder '0123456789abcdef', the model was trained on units of 'feed'"
+        SuiteError, match="unit of encoder '0123456789abcdef', the model was trained on those of 'feed'"
     ):
         evaluate_suite(model, pairs, encoder="feed")
 
 
 def test_a_pair_that_cannot_be_scored_raises(model, pairs):
     # Without a prefix the first unit has no context: one unit leaves no target.
-    form = UnitSequenceFormat.from_config(model.config, bos=False, marker=False)
-    with pytest.raises(ScoringError, match="Sequence 41 of 1 ids holds no target"):
+    form = SpeechSequenceFormat(model.config, bos=False, marker=False)
+    with pytest.raises(ScoringError, match="The negative half of pair 'lexical-99' of 1 ids holds no target"):
         evaluate_suite(model, [*pairs, make_pair(99, [1, 2], [3])], sequence_format=form)
+
+
+def test_an_expressive_model_is_scored_on_merged_streams(expressive_model, prosodic_pairs):
+    result = evaluate_suite(expressive_model, prosodic_pairs)
+    config = expressive_model.config
+    for pair, row in zip(prosodic_pairs, result.rows, strict=True):
+        ids = streams_to_ids(pair.half("positive"), config).tolist()
+        [score] = score_sequences(expressive_model, [[1, 511, *ids]], scored_ids=range(512, 1081))
+        assert row["positive_num_tokens"] == len(ids) == score.num_tokens
+        assert row["positive_log_likelihood"] == pytest.approx(score.log_likelihood, abs=1e-4)
+    assert result.convention["sequence"]["streams"] == ["unit", "pitch", "style"]
+    assert result.convention["sequence"]["scored_ids"] == {
+        "unit": [512, 1011], "pitch": [1012, 1075], "style": [1076, 1080],
+    }  # fmt: skip
+
+
+def test_units_alone_can_be_scored_among_pitch_and_style(expressive_model, prosodic_pairs):
+    form = SpeechSequenceFormat(expressive_model.config, scored_streams=("unit",))
+    result = evaluate_suite(expressive_model, prosodic_pairs, sequence_format=form)
+    assert result.convention["sequence"]["scored_streams"] == ["unit"]
+    for pair, row in zip(prosodic_pairs, result.rows, strict=True):
+        assert row["negative_num_tokens"] == len(deduplicate(pair.negative_units)[0])
+    # The units are read together with pitch and style: another style changes their score.
+    pair = prosodic_pairs[0]
+    other = replace(pair, positive_style=tuple((style + 1) % 5 for style in pair.positive_style))
+    [row], [changed] = (
+        evaluate_suite(expressive_model, [item], sequence_format=form, batch_size=1).rows for item in (pair, other)
+    )
+    assert row["negative_log_likelihood"] == changed["negative_log_likelihood"]
+    assert abs(row["positive_log_likelihood"] - changed["positive_log_likelihood"]) > 1e-3
+
+
+def test_a_model_of_units_reads_the_units_of_the_same_manifest(base_model, prosodic_pairs):
+    plain = [replace(pair, **dict.fromkeys(PROSODY_COLUMNS), encoder="aa") for pair in prosodic_pairs]
+    result = evaluate_suite(base_model, prosodic_pairs, encoder="aa")
+    assert result.rows == evaluate_suite(base_model, plain).rows
+    assert result.convention["sequence"]["streams"] == ["unit"] and result.convention["encoder"] == "aa-bb-cc"
+
+
+def test_the_encoders_of_the_streams_that_are_read_have_to_agree(base_model, prosodic_pairs):
+    for encoder in ("aa", "aa-xx-yy"):
+        evaluate_suite(base_model, prosodic_pairs, encoder=encoder)
+    with pytest.raises(SuiteError, match="holds unit of encoder 'aa-bb-cc', the model was trained on those of 'bb'"):
+        evaluate_suite(base_model, prosodic_pairs, encoder="bb")
+
+
+@pytest.mark.parametrize("encoder", ["aa", "aa-bb", "aa-bb-xx", "xx-bb-cc"])
+def test_an_expressive_model_needs_every_encoder(expressive_model, prosodic_pairs, encoder):
+    evaluate_suite(expressive_model, prosodic_pairs[:1], encoder="aa-bb-cc")
+    with pytest.raises(
+        SuiteError, match=f"unit, pitch, style of encoder 'aa-bb-cc', .* trained on those of '{encoder}'"
+    ):
+        evaluate_suite(expressive_model, prosodic_pairs[:1], encoder=encoder)
+
+
+def test_a_model_of_units_and_pitch_reads_these(expressive_model, prosodic_pairs):
+    config = expressive_model.config
+    try:
+        expressive_model.config = config.with_streams(["unit", "pitch"])
+        result = evaluate_suite(expressive_model, prosodic_pairs, encoder="aa-bb")
+        with pytest.raises(SuiteError, match="trained on those of 'aa-cc'"):
+            evaluate_suite(expressive_model, prosodic_pairs, encoder="aa-cc")
+    finally:
+        expressive_model.config = config
+    assert result.convention["sequence"]["streams"] == ["unit", "pitch"]
+
+
+def test_a_manifest_without_a_stream_that_the_model_reads_is_refused(expressive_model, pairs):
+    with pytest.raises(SuiteError, match="Suite 'lexical' has no pitch and style, which the model reads"):
+        evaluate_suite(expressive_model, pairs)
+
+
+def test_a_half_that_the_model_cannot_read_is_named(expressive_model, prosodic_pairs):
+    broken = [*prosodic_pairs[:-1], replace(prosodic_pairs[-1], negative_pitch=(64,))]
+    with pytest.raises(ScoringError, match="The negative half of pair 'lexical-19' cannot be read .* pitch 64"):
+        evaluate_suite(expressive_model, broken)
