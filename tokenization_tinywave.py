@@ -6,6 +6,7 @@ among the units, in order of time. Which id means what is read from a `TinyWaveC
 serve every layout. Source of the format: SPIRIT-LM (arXiv 2402.05755).
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -403,6 +404,16 @@ def build_tokenizer(config: TinyWaveConfig, text_tokenizer: PreTrainedTokenizerF
         padding_side="left",
         model_max_length=config.max_position_embeddings,
         model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def text_part(tokenizer: PreTrainedTokenizerFast, config: TinyWaveConfig) -> PreTrainedTokenizerFast:
+    """Return the text tokenizer inside one that [`build_tokenizer`] made, to build one of another layout from it."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < config.text_vocab_size]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        **{name: getattr(tokenizer, name) for name in ("pad_token", "bos_token", "eos_token", "unk_token")},
     )
 
 

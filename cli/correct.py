@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
-
 from ..data.collators import CausalLanguageModelCollator
-from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
 from ..training.arguments import CorrectionArguments
 from ..training.checkpoints import last_checkpoint
 from ..training.teacher_correction import correct_teacher
+from .loading import load_for_training
 from .recipe import read_recipe
 from .shipped import TEACHER
 from .train import make_dataset
@@ -30,8 +28,7 @@ def run(arguments) -> int:
 
 def correct(recipe: dict, teacher: str | Path, units_folder: str | Path, output_dir: str | Path):
     """Corrects a teacher on the training documents of `units_folder`, and returns it."""
-    model = TinyWaveForCausalLM.from_pretrained(teacher, dtype="float32")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(teacher)
+    model, tokenizer = load_for_training(teacher, recipe.get("streams"))
     return correct_teacher(
         model,
         make_dataset(recipe, units_folder, "train", model.config, tokenizer),

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast, set_seed
+from transformers import set_seed
 
 from ..data.collators import CausalLanguageModelCollator
 from ..distill_trainer import DistillationTrainer
-from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
 from ..training.arguments import DistillationArguments
 from ..training.checkpoints import last_checkpoint
 from ..training.layer_map import LayerMap
 from ..training.student_init import student_from_teacher
+from .loading import load_for_training
 from .recipe import read_recipe
 from .shipped import TEACHER
 from .train import make_dataset
@@ -42,8 +42,7 @@ def distill(
 
     `overrides` replace fields of [`DistillationArguments`]. An interrupted run continues from its last checkpoint.
     """
-    model = TinyWaveForCausalLM.from_pretrained(teacher, dtype="float32")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(teacher)
+    model, tokenizer = load_for_training(teacher, recipe.get("streams"))
     layer_map = LayerMap.from_pairs(recipe["layer_map"])
     set_seed(recipe["seed"])
     trainer = DistillationTrainer(

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from ..codec_tinywave import SpeechCodec
@@ -24,6 +25,19 @@ def load_language_model(folder: str | Path) -> tuple[TinyWaveForCausalLM, TinyWa
         )
     logging.disable_progress_bar()
     return TinyWaveForCausalLM.from_pretrained(folder).eval(), TinyWaveProcessor.from_pretrained(folder)
+
+
+def load_for_training(
+    folder: str | Path, streams: Collection[str] | None = None
+) -> tuple[TinyWaveForCausalLM, PreTrainedTokenizerFast]:
+    """Load a language model in float32 to train or distil it, and its tokenizer.
+
+    With `streams`, such as ["unit"], it knows only these of its streams of speech (`TinyWaveConfig.with_streams`).
+    """
+    model = TinyWaveForCausalLM.from_pretrained(folder, dtype="float32")
+    if streams is not None:
+        model.config = model.config.with_streams(streams)
+    return model, PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def add_codec_arguments(parser, speaks: bool = True) -> None:

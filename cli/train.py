@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast, TrainingArguments
+from transformers import PreTrainedTokenizerFast, TrainingArguments, set_seed
 
 from ..configuration_tinywave import TinyWaveConfig
-from ..data.interleaving import INTERLEAVED, SPEECH_ONLY, InterleavedDataset, read_documents
+from ..data.interleaving import INTERLEAVED, SPEECH_ONLY, InterleavedDataset, JoinedDataset, read_documents
 from ..modeling_tinywave import TinyWaveForCausalLM
-from ..tokenization_tinywave import build_tokenizer, train_text_tokenizer
-from ..training.pretraining import train_language_model
+from ..tokenization_tinywave import build_tokenizer, text_part, train_text_tokenizer
+from ..training.pretraining import add_streams, train_language_model
 from .recipe import read_recipe
 
 TRAINING_SPLITS = ("train", "validation")
@@ -24,11 +24,17 @@ def add_arguments(parser):
 
 def run(arguments) -> int:
     recipe = read_recipe(arguments.recipe)
+    wanted = TinyWaveConfig.from_preset(recipe["preset"])
     if arguments.init_from:
         model = TinyWaveForCausalLM.from_pretrained(arguments.init_from, dtype="float32")
-        config, tokenizer = model.config, PreTrainedTokenizerFast.from_pretrained(arguments.init_from)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.init_from)
+        if model.config.vocab_size < wanted.vocab_size:
+            set_seed(recipe["seed"])
+            add_streams(model, wanted)
+            tokenizer = build_tokenizer(model.config, text_part(tokenizer, model.config))
+        config = model.config
     else:
-        model = config = TinyWaveConfig.from_preset(recipe["preset"])
+        model = config = wanted
         documents = read_documents(arguments.units, "train", recipe.get("domains"))
         texts = [" ".join(document.words) for document in documents]
         tokenizer = build_tokenizer(config, train_text_tokenizer(texts, config))
@@ -46,11 +52,18 @@ def run(arguments) -> int:
 
 def make_dataset(
     recipe: dict, units_folder: str | Path, split: str, config: TinyWaveConfig, tokenizer: PreTrainedTokenizerFast
-) -> InterleavedDataset:
+) -> InterleavedDataset | JoinedDataset:
     """Documents of one split as a training recipe wants them: its `domains`, `mixture`, `max_length` and `seed`.
 
-    `mixture` is a name or the weights of patterns. Pitch and style are read where the model has them.
+    `mixture` is a name or the weights of patterns. `streams`, such as [unit], leaves out others that the model has. A
+    recipe with a list `datasets` joins several, each of which may replace these settings.
     """
+    if "datasets" in recipe:
+        parts = ({**recipe, **part} for part in recipe["datasets"])
+        settings = [{name: value for name, value in part.items() if name != "datasets"} for part in parts]
+        return JoinedDataset([make_dataset(part, units_folder, split, config, tokenizer) for part in settings])
+    if "streams" in recipe:
+        config = config.with_streams(recipe["streams"])
     prosody = [name for name in ("pitch", "style") if name in config.stream_ranges()]
     documents = read_documents(units_folder, split, recipe.get("domains"), config.unit_rate, prosody)
     mixture = recipe["mixture"]

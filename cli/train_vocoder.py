@@ -1,13 +1,9 @@
-"""`tinywave train-vocoder nano/vocoder --output-dir outputs/vocoder`
-
-`tinywave train-vocoder nano/expressive_vocoder --pitch-encoder outputs/pitch_encoder --output-dir outputs/vocoder`
-"""
+"""`tinywave train-vocoder nano/vocoder --codec outputs/codec --output-dir outputs/codec/vocoder`"""
 
 from pathlib import Path
 
 from ..configuration_tinywave import VocoderConfig
 from ..data.kokoro_voice import TRAIN_VOICES, KokoroVoice
-from ..data.codec_loading import load_speech_encoder
 from ..data.vocoder_features import (
     ProsodyReader,
     VocoderSpeaker,
@@ -17,16 +13,13 @@ from ..data.vocoder_features import (
 )
 from ..training.checkpoints import last_checkpoint, save_in_bfloat16
 from ..training.vocoder_training import VocoderTrainingArguments, train_vocoder
+from .loading import add_codec_arguments, open_codec
 from .recipe import read_recipe
-from .shipped import SPEECH_ENCODER
 
 
 def add_arguments(parser):
     parser.add_argument("recipe", help="vocoder recipe: a YAML file or the name of a packaged one")
-    parser.add_argument("--speech-encoder", default=str(SPEECH_ENCODER), help="folder of the speech encoder")
-    parser.add_argument(
-        "--pitch-encoder", help="folder of a pitch encoder: the vocoder then hears pitch, and the styles of the recipe"
-    )
+    add_codec_arguments(parser, speaks=False)
     parser.add_argument("--output-dir", required=True, help="folder of the vocoder, its features and checkpoints")
 
 
@@ -37,26 +30,24 @@ def run(arguments) -> int:
     share = recipe["kokoro_share"]
     items = sample_vocoder_items(texts, TRAIN_VOICES, share, recipe["seed"])
     speaker = VocoderSpeaker(KokoroVoice() if share else None)
-    style_names = recipe.get("style_names", [])
-    prosody = read_prosody(arguments.pitch_encoder, style_names)
-    encoder = load_speech_encoder(arguments.speech_encoder)
-    prepare_vocoder_features(items, encoder, speaker, output / "features", prosody=prosody)
+    codec = open_codec(arguments, recipe["streams"])
+    style_names = [] if codec.style_encoder is None else codec.style_encoder.config.style_names
+    prosody = None
+    if codec.pitch_encoder is not None:
+        prosody = ProsodyReader.from_encoder(codec.pitch_encoder, follows_style=bool(style_names))
+    prepare_vocoder_features(items, codec.speech_encoder, speaker, output / "features", prosody=prosody)
     vocoder = train_vocoder(
         output / "features",
         VocoderTrainingArguments(output_dir=str(output), seed=recipe["seed"], **recipe["training"]),
-        VocoderConfig(num_pitch_tokens=prosody.num_codes if prosody else 0, num_style_tokens=len(style_names)),
+        VocoderConfig(
+            num_units=codec.speech_encoder.num_units,
+            num_pitch_tokens=prosody.num_codes if prosody else 0,
+            num_style_tokens=len(style_names),
+            **recipe["model"],
+        ),
         resume_from_checkpoint=last_checkpoint(output),
         style_names=style_names,
     )
     save_in_bfloat16(vocoder, output)
     print(output)
     return 0
-
-
-def read_prosody(pitch_encoder: str | None, style_names: list[str]) -> ProsodyReader | None:
-    """What a vocoder of these arguments hears of prosody; `ValueError` for styles without a pitch encoder."""
-    if pitch_encoder is not None:
-        return ProsodyReader.from_pretrained(pitch_encoder, follows_style=bool(style_names))
-    if style_names:
-        raise ValueError(f"the recipe names the styles {', '.join(style_names)}; give --pitch-encoder with it")
-    return None

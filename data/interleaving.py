@@ -204,3 +204,12 @@ class InterleavedDataset(torch.utils.data.Dataset):
         segments = interleave(self.documents[index], pattern, rng)
         ids = segments_to_ids(segments, self.config, self.tokenizer, add_eos=True)
         return {"input_ids": ids[: self.max_length]}
+
+
+class JoinedDataset(torch.utils.data.ConcatDataset):
+    """Several [`InterleavedDataset`]s one after the other, drawn anew together for every epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Selects the draw of all of them."""
+        for dataset in self.datasets:
+            dataset.set_epoch(epoch)

@@ -177,12 +177,14 @@ def extract_units(
 class UnitUtterance:
     """An utterance of a corpus with the units of it.
 
-    `audio`: the encoded file, 16 kHz. `num_samples`: of the audio. `units`: int16 array, repeats kept.
+    `audio`: the encoded file, 16 kHz. `num_samples`: of the audio. `units`: int16 array, repeats kept. `voice`: who
+    speaks.
     """
 
     audio: bytes
     num_samples: int
     units: np.ndarray
+    voice: str = ""
 
     def read_samples(self, start: int, count: int) -> np.ndarray:
         """Return float32 samples from `start` on, at most `count`; only what is asked for is decoded."""
@@ -197,7 +199,7 @@ def load_unit_utterances(
     """Read the utterances of a split together with their units; the audio stays encoded in memory.
 
     Args:
-        corpus_folders: parquet shards with `id`, `split`, `audio` (16 kHz) and `num_samples`.
+        corpus_folders: parquet shards with `id`, `split`, `audio` (16 kHz), `num_samples` and `voice`.
         unit_folders: what [`extract_units`] made of each of these corpora, in the same order.
         split: "train", "validation" or "test".
 
@@ -224,16 +226,16 @@ def load_unit_utterances(
 
 
 def _utterances_of_shard(path: Path, unit_path: Path, units: pa.Table, split: str) -> list[UnitUtterance]:
-    table = _read_columns(path, ["id", "split", "audio", "num_samples", "sampling_rate"])
+    table = _read_columns(path, ["id", "split", "audio", "num_samples", "sampling_rate", "voice"])
     if table["id"].to_pylist() != units["id"].to_pylist():
         raise ShardError(f"{unit_path} is of other rows than {path}; run extract-units on that corpus again")
     found = set(table["sampling_rate"].to_pylist()) - {_CORPUS_SAMPLING_RATE}
     if found:
         raise ShardError(f"{path} has audio of {sorted(found)} Hz; expected {_CORPUS_SAMPLING_RATE} Hz")
-    columns = zip(*(table[name].to_pylist() for name in ("split", "audio", "num_samples")), strict=True)
+    columns = zip(*(table[name].to_pylist() for name in ("split", "audio", "num_samples", "voice")), strict=True)
     return [
-        UnitUtterance(audio["bytes"], num_samples, np.asarray(row, dtype=np.int16))
-        for (row_split, audio, num_samples), row in zip(columns, units["units"].to_pylist(), strict=True)
+        UnitUtterance(audio["bytes"], num_samples, np.asarray(row, dtype=np.int16), voice)
+        for (row_split, audio, num_samples, voice), row in zip(columns, units["units"].to_pylist(), strict=True)
         if row_split == split
     ]
 

@@ -24,10 +24,11 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from ..configuration_tinywave import VocoderConfig
+from ..f0_tinywave import F0_RATE, F0Extractor
 from ..pitch_encoder_tinywave import PitchEncoder
 from ..speech_encoder_tinywave import SpeechEncoder
 from ..vocoder_tinywave import F0_RANGE, SUBFRAMES, waveform_to_log_mel
-from .f0_extraction import F0_RATE, F0Extractor, load_f0_extractor
+from .f0_extraction import load_f0_extractor
 from .hibari_voice import STYLES, VOICE, HibariDecoder, HibariVoice
 from .kokoro_voice import KokoroVoice
 from .pronunciation import Utterance
@@ -109,13 +110,11 @@ class ProsodyReader:
     follows_style: bool = False
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, follows_style: bool = False) -> "ProsodyReader":
-        """Load a pitch encoder and the F0 extractor that it was trained with.
+    def from_encoder(cls, encoder: PitchEncoder, follows_style: bool = False) -> "ProsodyReader":
+        """Read with a pitch encoder and the F0 extractor that it was trained with.
 
-        Raises `OSError` or `ValueError` for a folder without a pitch encoder, `ModuleNotFoundError` without the
-        extractor's package.
+        Raises `ModuleNotFoundError` without the extractor's package.
         """
-        encoder = PitchEncoder.from_pretrained(folder).eval()
         digest = hashlib.sha256(encoder.config.f0_extractor.encode())
         for name, tensor in sorted(encoder.state_dict().items()):
             digest.update(name.encode() + tensor.float().numpy().tobytes())

@@ -1,6 +1,7 @@
 """A small speech encoder learns the units of another on real speech, resumes, and is saved complete."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import yaml
 from safetensors.torch import load_file
 
 from tinywave.cli import main as command_line
+from tinywave.codec_tinywave import SpeechCodec
 from tinywave.configuration_tinywave import SpeechEncoderConfig
 from tinywave.data.audio_io import load_audio, waveform_to_flac_bytes
-from tinywave.data.unit_extraction import ShardError, extract_units, load_speech_encoder, load_unit_utterances
+from tinywave.data.codec_loading import load_speech_encoder
+from tinywave.data.unit_extraction import ShardError, UnitUtterance, extract_units, load_unit_utterances
 from tinywave.eval.codec_quality import frame_accuracy
 from tinywave.speech_encoder_tinywave import SpeechEncoder
 from tinywave.training.speech_encoder_training import (
@@ -23,7 +26,7 @@ from tinywave.training.speech_encoder_training import (
     SpeechEncoderForDistillation,
     SpeechEncoderTrainer,
     SpeechEncoderTrainingArguments,
-    initialize_filter_bank,
+    balance_voices,
     train_speech_encoder,
 )
 
@@ -90,6 +93,7 @@ def write_corpus(folder, paths, split="train"):
         waveform = load_audio(path)
         audio = {"bytes": waveform_to_flac_bytes(waveform, 16_000), "path": None}
         row = {"id": path.stem, "split": split, "audio": audio, "sampling_rate": 16_000, "num_samples": len(waveform)}
+        row["voice"] = "reader"
         rows.append(row)
     pq.write_table(pa.Table.from_pylist(rows), folder / "shard-00000.parquet")
 
@@ -101,7 +105,7 @@ def folders(teacher, tmp_path_factory):
     paths = sorted(LIBRIVOX.glob("*.flac"))
     for name, part in (("a", paths[:2]), ("b", paths[2:])):
         write_corpus(folder / f"corpus-{name}", part)
-        extract_units(folder / f"corpus-{name}", teacher, folder / f"units-{name}", num_processes=1)
+        extract_units(folder / f"corpus-{name}", SpeechCodec(teacher), folder / f"units-{name}", num_processes=1)
     return [folder / "corpus-a", folder / "corpus-b"], [folder / "units-a", folder / "units-b"]
 
 
@@ -151,8 +155,11 @@ def test_a_crop_holds_the_samples_of_its_units(utterances, tmp_path):
     starts = set()
     for _ in range(5):
         crop = dataset[0]
-        matches = [start for start in range(0, len(whole), 640)
-                   if np.array_equal(whole[start : start + 29 * 640 + 880], crop["input_values"])]
+        matches = [
+            start
+            for start in range(0, len(whole), 640)
+            if np.array_equal(whole[start : start + 29 * 640 + 880], crop["input_values"])
+        ]
         (start,) = matches
         starts.add(start)
         assert crop["labels"].tolist() == utterances[0].units[start // 640 : start // 640 + 30].tolist()
@@ -179,8 +186,10 @@ def test_a_crop_at_another_speed_keeps_the_units_of_its_sounds(utterances, tmp_p
         assert np.mean(np.equal(played[:-1], expected)) > 0.95
         assert len(played) == pytest.approx(len(units) / speed, abs=1)
         # A loud moment is where the speed puts it.
-        envelope, original = (np.abs(part[: len(part) // 640 * 640]).reshape(-1, 640).max(1)
-                              for part in (crop["input_values"][:num_samples].numpy(), whole))
+        envelope, original = (
+            np.abs(part[: len(part) // 640 * 640]).reshape(-1, 640).max(1)
+            for part in (crop["input_values"][:num_samples].numpy(), whole)
+        )
         assert int(envelope.argmax() * speed) == pytest.approx(int(original.argmax()), abs=2)
         counts.add(len(played))
     assert len(counts) > 1
@@ -205,9 +214,9 @@ def test_masking_hides_the_share_that_was_asked_for_and_only_in_training(tmp_pat
     torch.manual_seed(0)
     encoder = SpeechEncoder(SpeechEncoderConfig(**CONFIG))
     heard = []
-    encoder.backbone.convolved_to_frames = lambda convolved: heard.append(convolved) or [
-        torch.zeros(len(item), 48) for item in convolved
-    ]
+    encoder.backbone.convolved_to_frames = lambda convolved: (
+        heard.append(convolved) or [torch.zeros(len(item), 48) for item in convolved]
+    )
     model = SpeechEncoderForDistillation(encoder, arguments(tmp_path, mask_share=0.3))
     crops, labels = torch.randn(200, 29 * 640 + 880), torch.zeros(200, 30, dtype=torch.long)
     with torch.no_grad():
@@ -270,17 +279,15 @@ def test_the_teacher_is_neither_trained_nor_saved(teacher, utterances, tmp_path)
     assert not any("projector" in name for name in encoder.state_dict())
 
 
-def test_the_first_convolution_begins_as_a_mel_filter_bank():
-    encoder = SpeechEncoder(SpeechEncoderConfig(**CONFIG))
-    initialize_filter_bank(encoder)
-    filters = encoder.backbone.feature_extractor.conv_layers[0].conv.weight.detach()[:, 0]
-    peaks = torch.fft.rfft(filters, 4096).abs().argmax(-1).float() * 16_000 / 4096
-    mel = 2595 * torch.log10(1 + peaks / 700)
-    spacing = mel.view(16, 4).mean(1).diff()
-    assert (mel.view(16, 4).std(1) < 12).all(), "four phases of one frequency"
-    assert spacing.min() > 0.7 * spacing.median() and spacing.max() < 1.3 * spacing.median()
-    # Opposite phases are each other's negative.
-    torch.testing.assert_close(filters[0::4], -filters[2::4], rtol=0, atol=1e-5)
+def test_other_voices_are_repeated_until_they_have_their_share():
+    def spoken_by(voice, count):
+        return [UnitUtterance(b"", 0, np.zeros(0, np.int16), voice) for _ in range(count)]
+
+    utterances = [*spoken_by("hibari", 90), *spoken_by("af_sky", 6), *spoken_by("am_adam", 4)]
+    balanced = Counter(utterance.voice for utterance in balance_voices(utterances, 0.3))
+    assert balanced == {"hibari": 90, "af_sky": 24, "am_adam": 16}
+    assert balance_voices(utterances, 0.0) == utterances
+    assert balance_voices(utterances[:90], 0.5) == utterances[:90]
 
 
 def accuracy_of(encoder, utterances):

@@ -10,7 +10,6 @@ import soxr
 import torch
 from safetensors import safe_open
 
-from tinywave.cli.train_vocoder import read_prosody
 from tinywave.configuration_tinywave import PitchEncoderConfig, SpeechEncoderConfig, VocoderConfig
 from tinywave.data.f0_extraction import load_f0_extractor
 from tinywave.data.hibari_voice import HibariDecoder, HibariVoice
@@ -409,21 +408,16 @@ def test_codes_that_are_not_there_are_refused(features_folder, melodic_folder):
         VocoderDataset(load_vocoder_features(features_folder), VocoderConfig(num_pitch_tokens=16), 20)
     with pytest.raises(ValueError, match="knows 0 to 2"):
         VocoderDataset(load_vocoder_features(melodic_folder), VocoderConfig(num_pitch_tokens=3), 20)
-    with pytest.raises(ValueError, match="names the styles base; give --pitch-encoder"):
-        read_prosody(None, ["base"])
-    assert read_prosody(None, []) is None
 
 
-def test_a_saved_pitch_encoder_reads_prosody(speaker, tmp_path):
+def test_a_pitch_encoder_reads_prosody(speaker):
     torch.manual_seed(0)
     encoder = PitchEncoder(PitchEncoderConfig(num_codes=5, hidden_size=8, code_size=4, f0_extractor="swift-f0")).eval()
     encoder.quantizer.codebook.normal_()
-    encoder.save_pretrained(tmp_path)
-    reader = read_prosody(str(tmp_path), ["base", "sad"])
-    assert reader.follows_style and not read_prosody(str(tmp_path), []).follows_style
+    reader = ProsodyReader.from_encoder(encoder, follows_style=True)
+    assert reader.follows_style and not ProsodyReader.from_encoder(encoder).follows_style
     assert reader.num_codes == 5
     contour = reader.extract_f0(soxr.resample(speaker.speak(ITEMS[0]).waveform, 24_000, 16_000))
     assert reader.f0_to_codes([contour])[0].tolist() == encoder.f0_to_codes([contour])[0].tolist()
     encoder.quantizer.codebook.add_(1)
-    encoder.save_pretrained(tmp_path)
-    assert ProsodyReader.from_pretrained(tmp_path).fingerprint != reader.fingerprint
+    assert ProsodyReader.from_encoder(encoder).fingerprint != reader.fingerprint

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
 
@@ -40,3 +41,32 @@ def train_language_model(
     trainer.train(resume_from_checkpoint=last_checkpoint(Path(arguments.output_dir)))
     trainer.save_model()
     return trainer
+
+
+@torch.no_grad()
+def add_streams(model: TinyWaveForCausalLM, config: TinyWaveConfig) -> None:
+    """Gives a model the pitch and style tokens of another id layout; everything it knows stays.
+
+    The rows of the new ids in the embedding and in the head begin as the mean of the unit rows: until they are trained,
+    they are as likely as an average unit.
+
+    Args:
+        model: changed in place.
+        config: of the wanted layout; text, markers and units must have the ids that they have in the model.
+
+    Raises `ValueError` where a text, marker or unit id would change its meaning.
+    """
+    for name in ("text_offset", "text_vocab_size", "text_marker_id", "speech_marker_id", "unit_offset", "num_units"):
+        if getattr(config, name) != getattr(model.config, name):
+            raise ValueError(
+                f"{name} is {getattr(model.config, name)} in the model and {getattr(config, name)} in the new layout; "
+                "text, markers and units must keep their ids"
+            )
+    model.resize_token_embeddings(config.vocab_size, mean_resizing=False)
+    ranges = config.stream_ranges()
+    for weight in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+        units = weight[ranges["unit"].start : ranges["unit"].stop].mean(0)
+        for name in ranges.keys() - {"text", "unit"}:
+            weight[ranges[name].start : ranges[name].stop] = units
+    for name in ("pitch_offset", "num_pitch_tokens", "style_offset", "num_style_tokens"):
+        setattr(model.config, name, getattr(config, name))

@@ -5,6 +5,7 @@ features are an objective too.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,18 +23,20 @@ from ..configuration_tinywave import SpeechEncoderConfig
 from ..data.unit_extraction import UnitUtterance
 from ..speech_encoder_tinywave import SpeechEncoder
 from .checkpoints import last_checkpoint
+from .filter_bank import initialize_filter_bank
 
 IGNORED = -100
 MASKED_SPAN = 5
-MEL_RANGE = (60.0, 7600.0)
-"""Lowest and highest centre frequency of the filters that the first convolution begins with, in Hz."""
-_PHASES = 4
 
 
 @dataclass
 class SpeechEncoderTrainingArguments(TrainingArguments):
     """Training arguments of the speech encoder: crops, their augmentation, and the weights of the loss terms."""
 
+    other_voices_share: float = field(
+        default=0.0,
+        metadata={"help": "Least share of crops by voices other than the one that speaks most; they are repeated."},
+    )
     crop_units: int = field(default=75, metadata={"help": "Units per training crop; shorter utterances are padded."})
     unit_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy on units, nats per frame."})
     feature_weight: float = field(
@@ -57,7 +60,7 @@ class SpeechEncoderTrainingArguments(TrainingArguments):
             raise ValueError(f"Found crop_units={self.crop_units}; expected {MASKED_SPAN} or more.")
         if not 0 <= self.noise_share <= 1:
             raise ValueError(f"Found noise_share={self.noise_share}; expected a share from 0 to 1.")
-        for name in ("mask_share", "max_speed_change"):
+        for name in ("mask_share", "max_speed_change", "other_voices_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"Found {name}={getattr(self, name)}; expected a share from 0 to less than 1.")
         if self.unit_weight <= 0 or self.feature_weight < 0:
@@ -120,6 +123,21 @@ class SpeechEncoderDataset(Dataset):
             level = samples.square().mean().sqrt() * 10 ** (-ratio / 20)
             samples = samples + level * torch.randn_like(samples)
         return samples * 10 ** (torch.empty(()).uniform_(-args.max_gain, args.max_gain) / 20)
+
+
+def balance_voices(utterances: Sequence[UnitUtterance], other_voices_share: float) -> list[UnitUtterance]:
+    """Repeat the utterances of all voices but the most frequent one until they are at least this share of all.
+
+    A voice that reads most of a corpus would otherwise be the only one whose sounds are learnt well. Without other
+    voices the utterances stay as they are.
+    """
+    counts = Counter(utterance.voice for utterance in utterances)
+    main_voice = counts.most_common(1)[0][0]
+    others = [utterance for utterance in utterances if utterance.voice != main_voice]
+    if not others:
+        return list(utterances)
+    wanted = other_voices_share / (1 - other_voices_share) * counts[main_voice]
+    return [*utterances, *others * max(0, math.ceil(wanted / len(others)) - 1)]
 
 
 @dataclass
@@ -261,35 +279,12 @@ def train_speech_encoder(
         )
     torch.manual_seed(args.seed)
     encoder = SpeechEncoder(config)
-    initialize_filter_bank(encoder)
+    initialize_filter_bank(encoder.backbone.feature_extractor.conv_layers[0].conv, encoder.sampling_rate)
     trainer = SpeechEncoderTrainer(
         model=SpeechEncoderForDistillation(encoder, args, teacher.backbone.hidden_size if teacher else None),
         args=args,
-        train_dataset=SpeechEncoderDataset(utterances, encoder, args),
+        train_dataset=SpeechEncoderDataset(balance_voices(utterances, args.other_voices_share), encoder, args),
         teacher=teacher,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(Path(args.output_dir)))
     return encoder.eval()
-
-
-@torch.no_grad()
-def initialize_filter_bank(encoder: SpeechEncoder) -> None:
-    """Let the first convolution begin as windowed cosines in four phases, spaced evenly on the mel scale.
-
-    With random weights the first thousand steps go into finding such filters. They are trained like all others.
-    """
-    convolution = encoder.backbone.feature_extractor.conv_layers[0].conv
-    num_filters, _, kernel_size = convolution.weight.shape
-    lowest, highest = (2595 * math.log10(1 + hertz / 700) for hertz in MEL_RANGE)
-    mel_edges = torch.linspace(lowest, highest, num_filters // _PHASES + 2)
-    edges = 700 * (10 ** (mel_edges / 2595) - 1)
-    centre, bandwidth = edges[1:-1, None], (edges[2:] - edges[:-2])[:, None] / 2
-    seconds = (torch.arange(kernel_size) - (kernel_size - 1) / 2) / encoder.sampling_rate
-    # A narrow band needs a long window; none can be longer than the kernel.
-    width = (2 / bandwidth).clamp(max=kernel_size / encoder.sampling_rate)
-    window = (0.5 + 0.5 * torch.cos(2 * math.pi * seconds / width)) * (seconds.abs() < width / 2)
-    # Speech has less energy the higher the frequency.
-    window = window / window.square().sum(-1, keepdim=True).sqrt() * (centre / 1000 + 0.3).sqrt() * math.sqrt(2)
-    phases = torch.arange(_PHASES)[:, None, None] / _PHASES
-    filters = window * torch.cos(2 * math.pi * (centre * seconds + phases))
-    convolution.weight[: filters.shape[0] * filters.shape[1], 0] = filters.transpose(0, 1).flatten(0, 1)

@@ -16,6 +16,7 @@ from ..configuration_tinywave import StyleEncoderConfig
 from ..data.audio_io import load_audio
 from ..data.corpus import iterate_corpus
 from ..style_encoder_tinywave import StyleEncoder, StyleEncoderOutput
+from .filter_bank import initialize_filter_bank
 
 
 @dataclass
@@ -149,6 +150,7 @@ def train_style(
     """
     torch.manual_seed(args.seed)
     style_encoder = StyleEncoder(config)
+    initialize_filter_bank(style_encoder.backbone.feature_extractor.conv_layers[0].conv, config.sampling_rate)
     trainer = StyleTrainer(
         model=style_encoder,
         args=args,
