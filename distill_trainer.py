@@ -312,7 +312,7 @@ class DistillationTrainer(Trainer):
 
     def _training_flops_per_token(self, inputs) -> float:
         """FLOPs of one optimised token: both passes of the student, and the forward pass of a teacher that runs."""
-        if self.args.peak_flops is None:
+        if self.args.peak_tflops is None:
             return 0.0
         length = inputs["input_ids"].shape[1]
         flops = 3 * forward_flops_per_token(self.model.config, length)
@@ -325,7 +325,7 @@ class DistillationTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of every enabled term, tokens per second and what else was asked for to the training logs."""
         if "loss" in logs and self._step_log.num_steps:
-            means, extras = self._step_log.summarize(self.accelerator, self.args.peak_flops)
+            means, extras = self._step_log.summarize(self.accelerator, self.args.peak_tflops)
             if self.args.needs_own_loss:
                 logs.update(self._enabled_terms(means))
             logs.update(extras)

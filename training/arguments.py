@@ -114,9 +114,9 @@ class DistillationArguments(TrainingArguments):
             "one more backward pass per term there."
         },
     )
-    peak_flops: float | None = field(
+    peak_tflops: float | None = field(
         default=None,
-        metadata={"help": "Peak FLOP/s of one device, e.g. 989e12; given, model FLOPs utilisation is logged."},
+        metadata={"help": "Dense peak of one device in TFLOP/s; given, the share of it that the models use is logged."},
     )
     plot_loss_curve: bool = field(
         default=False, metadata={"help": "Draw every logged loss to loss_curve.png in the output folder at the end."}
@@ -187,14 +187,14 @@ class DistillationArguments(TrainingArguments):
             raise ValueError(f"`logits_chunk_size` must be at least 1 token; found {self.logits_chunk_size}.")
         if self.num_relation_heads is not None and self.num_relation_heads < 1:
             raise ValueError(f"`num_relation_heads` must be at least 1; found {self.num_relation_heads}.")
-        if self.peak_flops is not None and not self.peak_flops > 0:
-            raise ValueError(f"`peak_flops` must be a positive number of FLOP/s; found {self.peak_flops}.")
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ValueError(f"`peak_tflops` must be a positive number of TFLOP/s; found {self.peak_tflops}.")
 
     def _check_streams(self) -> None:
-        for name, lowest in (("stream_weights", "0"), ("stream_temperatures", "a number above 0")):
+        for name, bound in (("stream_weights", "at least 0"), ("stream_temperatures", "above 0")):
             for stream, value in (getattr(self, name) or {}).items():
-                if not math.isfinite(value) or value < 0 or (value == 0 and name == "stream_temperatures"):
-                    raise ValueError(f"`{name}` of {stream!r} must be finite and at least {lowest}; found {value}.")
+                if not math.isfinite(value) or value < 0 or (value == 0 and bound == "above 0"):
+                    raise ValueError(f"`{name}` of {stream!r} must be finite and {bound}; found {value}.")
 
     def _check_compatibility(self) -> None:
         checkpointing_kwargs = self.activation_checkpointing_kwargs or {}

@@ -154,6 +154,8 @@ def logits_losses(
         [`LogitsLosses`]. The hidden states and the head receive a gradient, the teacher none. The gradient can be
         taken once: it is scaled in place.
     """
+    if not (settings.cross_entropy_weight or settings.logits_weight):
+        return LogitsLosses(*torch.zeros(4, device=student_hidden.device).unbind())
     total, sums = _LogitsLosses.apply(
         student_hidden,
         student_head,

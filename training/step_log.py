@@ -66,12 +66,12 @@ class StepLog:
             norm = nn.utils.get_total_norm(found).float()
             self._gradient_norms[f"{name}_gradient_norm"] = norm / num_tokens.clamp(min=1)
 
-    def summarize(self, accelerator: Accelerator, peak_flops: float | None) -> tuple[list[float], dict[str, float]]:
+    def summarize(self, accelerator: Accelerator, peak_tflops: float | None) -> tuple[list[float], dict[str, float]]:
         """Mean of each term per step over all ranks, and what else is logged; then start over.
 
         Returns:
             The means, and `tokens_per_second` of all ranks (input tokens without padding), `{term}_gradient_norm`
-            (mean over the ranks) where measured, and `model_flops_utilization` where a device's peak is known.
+            (mean over the ranks) where measured, and `model_flops_utilisation` where a device's peak is known.
         """
         means = (accelerator.reduce(self._means, "sum") / self.num_steps).tolist()
         num_tokens, flops = accelerator.reduce(self._counts, "sum").tolist()
@@ -81,8 +81,8 @@ class StepLog:
             extras.update(zip(self._gradient_norms, norms, strict=True))
         seconds = self.stopwatch.read()
         extras["tokens_per_second"] = num_tokens / seconds
-        if peak_flops is not None:
-            extras["model_flops_utilization"] = flops / (seconds * peak_flops * accelerator.num_processes)
+        if peak_tflops is not None:
+            extras["model_flops_utilisation"] = flops / (seconds * peak_tflops * 1e12 * accelerator.num_processes)
         self.num_steps = 0
         self._means = self._counts = None
         self._gradient_norms = {}
