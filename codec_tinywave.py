@@ -1,17 +1,26 @@
 """Waveform <-> streams of units, pitch and style: the models that stand on both sides of a language model."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 
-from .configuration_tinywave import TinyWaveConfig
+from .configuration_tinywave import HifiGanConfig, TinyWaveConfig
+from .f0_tinywave import DeferredF0Extractor, F0Extractor
+from .hifigan_tinywave import HifiGanVocoder
+from .pitch_encoder_tinywave import PitchEncoder
+from .speech_encoder_tinywave import SpeechEncoder
+from .style_encoder_tinywave import StyleEncoder
 from .tokenization_tinywave import SpeechStreams
+from .vocoder_tinywave import Vocoder
 
-# waveform (samples,) at 16 kHz -> F0 in Hz (frames,) and voiced (frames,), at 200 Hz
-F0Extractor = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+CODEC_PARTS = ("speech_encoder", "pitch_encoder", "style_encoder", "vocoder")
 _FIRST_UNIT_ID = 5  # after the three special ids and the two markers
 
 
@@ -53,6 +62,54 @@ class SpeechCodec:
             raise ValueError("Found a pitch encoder without an F0 extractor; give f0_extractor as well.")
         self.speech_encoder, self.vocoder, self.decoder = speech_encoder, vocoder, decoder
         self.pitch_encoder, self.style_encoder, self.f0_extractor = pitch_encoder, style_encoder, f0_extractor
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike,
+        *,
+        decoder: Callable | None = None,
+        f0_extractor: F0Extractor | None = None,
+        **hub_options: Any,
+    ) -> "SpeechCodec":
+        """Load what [`~SpeechCodec.save_pretrained`] wrote, or a Hub repository that holds it.
+
+        Args:
+            name_or_path: a folder, or the name of a repository, with `speech_encoder` and, where they are there,
+                `pitch_encoder`, `style_encoder` and `vocoder`.
+            decoder (*optional*): as of the class. Default: none, so that a [`Vocoder`] speaks through Griffin-Lim.
+            f0_extractor (*optional*): as of the class. Default: the one that the pitch codes were learnt from, where
+                that is swift-f0; its package is needed when the first waveform is encoded.
+            hub_options: of `huggingface_hub.snapshot_download`, such as `revision` and `token`.
+
+        Raises `ValueError` for a folder without speech encoder.
+        """
+        folder = Path(name_or_path)
+        if not folder.is_dir():
+            patterns = [f"{part}/*" for part in CODEC_PARTS]
+            folder = Path(snapshot_download(str(name_or_path), allow_patterns=patterns, **hub_options))
+        present = {part: folder / part for part in CODEC_PARTS if (folder / part / "config.json").is_file()}
+        if "speech_encoder" not in present:
+            raise ValueError(
+                f"{name_or_path} holds no codec: found no speech_encoder/config.json; name a folder that "
+                "TinyWavePipeline.save_pretrained or SpeechCodec.save_pretrained wrote"
+            )
+        prosody: dict[str, Any] = {}
+        if "pitch_encoder" in present:
+            pitch_encoder = PitchEncoder.from_pretrained(present["pitch_encoder"]).eval()
+            f0_extractor = f0_extractor or DeferredF0Extractor(pitch_encoder.config.f0_extractor)
+            prosody = {"pitch_encoder": pitch_encoder, "f0_extractor": f0_extractor}
+        if "style_encoder" in present:
+            prosody["style_encoder"] = StyleEncoder.from_pretrained(present["style_encoder"]).eval()
+        vocoder = load_vocoder(present["vocoder"]) if "vocoder" in present else None
+        speech_encoder = SpeechEncoder.from_pretrained(present["speech_encoder"]).eval()
+        return cls(speech_encoder, vocoder, decoder, **prosody)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write each model, with its code, to a folder of its own in `folder`."""
+        for part in CODEC_PARTS:
+            if getattr(self, part) is not None:
+                getattr(self, part).save_pretrained(Path(folder) / part)
 
     @property
     def input_sampling_rate(self) -> int:
@@ -181,6 +238,14 @@ class SpeechCodec:
             return values
         positions = (np.arange(num_frames) * (rate / self.speech_encoder.frame_rate)).astype(np.int64)
         return values[np.minimum(positions, len(values) - 1)]
+
+
+def load_vocoder(folder: str | os.PathLike) -> Vocoder | HifiGanVocoder:
+    """Load a vocoder of either kind. Raises `FileNotFoundError` where the folder holds no model."""
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no vocoder (no config.json); name the folder of one")
+    is_hifigan = HifiGanConfig.get_config_dict(folder)[0].get("model_type") == HifiGanConfig.model_type
+    return (HifiGanVocoder if is_hifigan else Vocoder).from_pretrained(folder).eval()
 
 
 def _digest_of_weights(model: PreTrainedModel) -> str:

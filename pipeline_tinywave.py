@@ -1,16 +1,23 @@
 """Text and speech in, text and speech out: waveforms -> streams -> language model -> streams -> waveforms."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, groupby, repeat, tee
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import CONFIG_NAME
 
 from .codec_tinywave import SpeechCodec
+from .f0_tinywave import F0Extractor
 from .generation_tinywave import stream_ids
 from .modeling_tinywave import TinyWaveForCausalLM
 from .processing_tinywave import TinyWaveProcessor
@@ -24,6 +31,10 @@ from .tokenization_tinywave import (
     modality_of_ids,
 )
 from .vocoder_inputs_tinywave import with_predicted_durations
+
+# What `transformers.pipeline` makes of a folder that holds a codec too: task -> class of a file saved next to it.
+HUB_PIPELINES = {"text-to-audio": "TextToSpeechPipeline", "speech-continuation": "SpeechContinuationPipeline"}
+HUB_PIPELINES_MODULE = "hub_pipelines_tinywave"
 
 Row = tuple[int, int | None, int | None]  # a unit, and the pitch and the style that are in force there
 
@@ -82,6 +93,50 @@ class TinyWavePipeline:
                 "units."
             )
         self.model, self.processor, self.codec = model, processor, codec
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike,
+        *,
+        decoder: Callable | None = None,
+        f0_extractor: F0Extractor | None = None,
+    ) -> "TinyWavePipeline":
+        """Load what [`~TinyWavePipeline.save_pretrained`] wrote; `decoder` and `f0_extractor` as for the codec.
+
+        Raises `ValueError` for a folder without codec, `OSError` for one without language model.
+        """
+        model = TinyWaveForCausalLM.from_pretrained(folder).eval()
+        codec = SpeechCodec.from_pretrained(folder, decoder=decoder, f0_extractor=f0_extractor)
+        return cls(model, TinyWaveProcessor.from_pretrained(folder), codec)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write one folder, or repository, for all: the language model at its root, the codec in folders of its own.
+
+        `transformers.pipeline("text-to-audio", model=folder, trust_remote_code=True)` and "speech-continuation" load
+        it where this package is not installed; the language model alone still loads as Llama. A neural decoder and an
+        F0 extractor are functions and are not saved.
+        """
+        folder = Path(folder)
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        self.codec.save_pretrained(folder)
+        code = Path(__file__).with_name(f"{HUB_PIPELINES_MODULE}.py")
+        for source in (code, *get_relative_import_files(code)):
+            shutil.copy(source, folder)
+        # Only a folder with a codec can offer them, so the configuration never carries them elsewhere by itself.
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        config["custom_pipelines"] = {
+            task: {
+                "impl": f"{HUB_PIPELINES_MODULE}.{name}",
+                "pt": ["AutoModelForCausalLM"],
+                "default": {"model": None},
+                "type": "audio",
+            }
+            for task, name in HUB_PIPELINES.items()
+        }
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
 
     @torch.no_grad()
     def __call__(

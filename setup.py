@@ -11,6 +11,7 @@ ROOT_MODULES = [
     "speech_backbones_tinywave",
     "speech_quantizers_tinywave",
     "speech_encoder_tinywave",
+    "f0_tinywave",
     "pitch_encoder_tinywave",
     "style_encoder_tinywave",
     "vocoder_inputs_tinywave",
@@ -19,6 +20,7 @@ ROOT_MODULES = [
     "codec_tinywave",
     "processing_tinywave",
     "pipeline_tinywave",
+    "hub_pipelines_tinywave",
     "distill_trainer",
 ]
 FOLDERS = ["data", "training", "eval", "cli", "convert", "benchmarks", "assets", "recipes"]

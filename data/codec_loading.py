@@ -11,9 +11,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..codec_tinywave import SpeechCodec
-from ..configuration_tinywave import HifiGanConfig, SpeechEncoderConfig
-from ..hifigan_tinywave import HifiGanVocoder
+from ..codec_tinywave import SpeechCodec, load_vocoder
+from ..configuration_tinywave import SpeechEncoderConfig
 from ..pitch_encoder_tinywave import PitchEncoder
 from ..speech_encoder_tinywave import QUANTIZER_FILE, SpeechEncoder
 from ..style_encoder_tinywave import StyleEncoder
@@ -60,14 +59,6 @@ def load_speech_encoder(folder: str | os.PathLike) -> SpeechEncoder:
     encoder.config.pooling = config.pooling
     encoder.load_quantizer(folder)
     return encoder
-
-
-def load_vocoder(folder: str | os.PathLike) -> Vocoder | HifiGanVocoder:
-    """Load a vocoder of either kind. Raises `FileNotFoundError` where the folder holds no model."""
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no vocoder (no config.json); name the folder of one")
-    is_hifigan = SpeechEncoderConfig.get_config_dict(folder)[0].get("model_type") == HifiGanConfig.model_type
-    return (HifiGanVocoder if is_hifigan else Vocoder).from_pretrained(folder).eval()
 
 
 def load_codec(

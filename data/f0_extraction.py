@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,22 +20,13 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
+from ..f0_tinywave import F0_RANGE, SAMPLING_RATE, F0Extractor, SwiftF0Extractor, checked_waveform, num_f0_frames
 from .audio_io import load_audio
 from .corpus import iterate_corpus
 from .fcpe_pitch import HOP_LENGTH as FCPE_HOP_LENGTH
 from .fcpe_pitch import load_fcpe, log_mel_spectrogram
 
-SAMPLING_RATE = 16_000
-HOP_LENGTH = 80
-F0_RATE = SAMPLING_RATE / HOP_LENGTH
-F0_RANGE = (50.0, 1100.0)
-"""Lowest and highest F0 of voiced speech, Hz."""
-
-MIN_SECONDS = 0.08
 MAX_CHUNK_SECONDS = 100.0
-_VOICED_CONFIDENCE = 0.5
-
-F0Extractor = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def load_f0_extractor(name: str = "swift-f0") -> F0Extractor:
@@ -51,34 +42,6 @@ def load_f0_extractor(name: str = "swift-f0") -> F0Extractor:
     if name not in extractors:
         raise ValueError(f"unknown F0 extractor {name!r}; expected one of {', '.join(extractors)}")
     return extractors[name]()
-
-
-class SwiftF0Extractor:
-    """swift-f0: a small network on the spectrogram, one frame every 16 ms, here brought to 200 Hz.
-
-    Raises `ModuleNotFoundError` when swift-f0 is not installed.
-    """
-
-    def __init__(self):
-        try:
-            from swift_f0 import SwiftF0
-        except ImportError as error:
-            raise ModuleNotFoundError(
-                "the F0 extractor 'swift-f0' needs the package swift-f0; run: pip install 'tinywave[material]'"
-            ) from error
-        self._detector = SwiftF0(threads=1, spin=False)
-
-    def __call__(self, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return F0 (Hz) and voicing at 200 Hz; `ValueError` for audio that is short, not mono or not finite."""
-        waveform = _checked(waveform)
-        found = self._detector.detect(waveform, SAMPLING_RATE, *F0_RANGE)
-        voiced = found.confidence >= _VOICED_CONFIDENCE
-        times = np.arange(num_f0_frames(len(waveform))) / F0_RATE
-        nearest = np.searchsorted((found.timestamps[1:] + found.timestamps[:-1]) / 2, times)
-        if not voiced.any():
-            return np.zeros(len(times), np.float32), np.zeros(len(times), bool)
-        f0 = np.interp(times, found.timestamps[voiced], found.pitch_hz[voiced])
-        return f0.astype(np.float32), voiced[nearest]
 
 
 class FcpeExtractor:
@@ -97,7 +60,7 @@ class FcpeExtractor:
 
     def __call__(self, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return F0 (Hz) and voicing at 200 Hz; `ValueError` for audio that is short, not mono or not finite."""
-        waveform = torch.from_numpy(_checked(waveform))
+        waveform = torch.from_numpy(checked_waveform(waveform))
         num_mel_bins = self._network.input[0].in_channels
         *firsts, last = (
             self._network(log_mel_spectrogram(chunk, num_mel_bins)[None])[0] for chunk in _chunks(waveform)
@@ -113,25 +76,6 @@ class FcpeExtractor:
         count = num_f0_frames(len(waveform))
         nearest = np.arange(count) * len(f0) // count
         return np.minimum(f0[nearest], F0_RANGE[1]).astype(np.float32), voiced[nearest]
-
-
-def num_f0_frames(num_samples: int) -> int:
-    """Return the F0 frames of a waveform of `num_samples` samples at 16 kHz."""
-    return num_samples // HOP_LENGTH + 1
-
-
-def _checked(waveform: np.ndarray) -> np.ndarray:
-    waveform = np.asarray(waveform, dtype=np.float32)
-    if waveform.ndim != 1:
-        raise ValueError(f"the waveform has shape {waveform.shape}; expected mono audio, one dimension")
-    if len(waveform) < MIN_SECONDS * SAMPLING_RATE:
-        raise ValueError(
-            f"the waveform lasts {1000 * len(waveform) / SAMPLING_RATE:.0f} ms; pitch needs at least "
-            f"{1000 * MIN_SECONDS:.0f} ms of audio at {SAMPLING_RATE} Hz"
-        )
-    if not np.isfinite(waveform).all():
-        raise ValueError("the waveform holds NaN or infinite samples; expected finite samples in [-1, 1]")
-    return waveform
 
 
 def _chunks(waveform: torch.Tensor) -> list[torch.Tensor]:
