@@ -23,6 +23,7 @@ VERBS = {
     "train": "train a teacher from nothing",
     "correct": "correct a teacher on the distillation domain with LoRA",
     "plan": "work out memory, FLOPs and GPU-hours of a distillation, loading nothing",
+    "cache-teacher": "write a teacher's predictions to disk, to distil without running it",
     "distill": "prune a teacher into a student and distil it",
     "train-pitch": "train the pitch encoder that turns F0 into pitch tokens",
     "train-style": "train the style encoder that names the speaking style of every second",
