@@ -85,8 +85,9 @@ SHAPES = {
     "more heads": dict(num_attention_heads=8, head_dim=4),
     "grouped keys": dict(num_key_value_heads=2),
     "one key head and another width": dict(num_key_value_heads=1, hidden_size=24, head_dim=10),
-    "other heads, grouped keys, width and feed-forward": dict(num_attention_heads=6, num_key_value_heads=3,
-                                                              hidden_size=48, intermediate_size=64),  # fmt: skip
+    "other heads, grouped keys, width and feed-forward": dict(
+        num_attention_heads=6, num_key_value_heads=3, hidden_size=48, intermediate_size=64
+    ),
 }
 
 
@@ -119,9 +120,15 @@ def test_a_copy_of_the_teacher_is_at_no_distance_in_any_loss(tmp_path, attention
                 copy,
                 teacher,
                 LayerMap.last(5, 5),
-                DistillationArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True,
-                                      logits_loss=divergence, hidden_loss=hidden_loss,
-                                      attention_loss=attention_loss),  # fmt: skip
+                DistillationArguments(
+                    output_dir=str(tmp_path),
+                    use_cpu=True,
+                    report_to="none",
+                    disable_tqdm=True,
+                    logits_loss=divergence,
+                    hidden_loss=hidden_loss,
+                    attention_loss=attention_loss,
+                ),
                 eval_dataset=make_data(6),
                 data_collator=collate,
             )

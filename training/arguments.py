@@ -116,7 +116,9 @@ class DistillationArguments(TrainingArguments):
     )
     peak_tflops: float | None = field(
         default=None,
-        metadata={"help": "Dense peak of one device in TFLOP/s; given, the share of it that the models use is logged."},
+        metadata={
+            "help": "Dense peak of one device in TFLOP/s; given, the share of it that the models use is logged."
+        },
     )
     plot_loss_curve: bool = field(
         default=False, metadata={"help": "Draw every logged loss to loss_curve.png in the output folder at the end."}

@@ -2,7 +2,7 @@
 
 `output_attentions=True` forces eager attention, which builds a T x T map for every head of every layer, and yields
 nothing at all under SDPA. The tap keeps the fast SDPA kernel and records the queries and keys of the mapped blocks
-only; `losses.attention_kl` rebuilds the rows it needs from them, block by block.
+only; `attention_losses.attention_kl` rebuilds the rows it needs from them, block by block.
 """
 
 from collections.abc import Iterator, Sequence
@@ -166,6 +166,11 @@ def _tapped_sdpa_attention(
     """SDPA attention that also leaves its inputs in the record of a tapped module."""
     record, block = getattr(module, _RECORD_ATTRIBUTE, (None, None))
     if record is not None:
+        if attention_mask is not None and attention_mask.dtype != torch.bool:
+            raise ValueError(
+                f"The attention mask must be boolean, or of shape (batch, length), to align attention; found "
+                f"{attention_mask.dtype} of shape {tuple(attention_mask.shape)}. Pass True where a query may look."
+            )
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         record.attention_inputs[block] = AttentionInputs(query, key, attention_mask, scale)
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)

@@ -80,7 +80,10 @@ def resolve_relation_heads(
         ValueError: when rows are asked of models with other head counts, or a number of relation heads does not
             divide the joined queries or keys of both.
     """
-    heads = [(config.num_attention_heads, config.num_key_value_heads) for config in (student, teacher)]
+    heads = [
+        (config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+        for config in (student, teacher)
+    ]
     same_heads = heads[0][0] == heads[1][0]
     if arguments.attention_loss == "rows" and not same_heads:
         raise ValueError(
