@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from accelerate.utils import fsdp2_prepare_model
 from transformers import PreTrainedModel, Trainer
 
 from .training.arguments import DistillationArguments
 from .training.attention_losses import attention_kl, relation_kl
 from .training.attention_tap import ActivationTap, AttentionInputs, TapRecord
 from .training.callbacks import LossCurveCallback
-from .training.decoder_pass import alignable_positions, decoder_inputs, run_decoder
+from .training.decoder_pass import alignable_positions, call_inside, decoder_inputs, flat_indices, run_decoder, take
 from .training.layer_map import LayerMap
 from .training.logits_losses import LogitsLosses, LogitsSettings, logits_losses
 from .training.losses import HIDDEN_LOSSES, IGNORED_LABEL, supervised_positions
@@ -136,6 +136,7 @@ class DistillationTrainer(Trainer):
             temperatures=args.stream_temperatures,
             temperature=args.temperature,
             restrict=args.restrict_logits_to_stream,
+            device=args.device,
         )
         self._logits_settings = LogitsSettings(
             args.cross_entropy_weight, args.logits_weight, args.logits_loss, args.jsd_beta, args.logits_chunk_size
@@ -146,9 +147,15 @@ class DistillationTrainer(Trainer):
             attention_blocks=[student_block for _, student_block in self._attention_pairs],
         )
         if args.needs_teacher and teacher_source is None:
-            prepared = self.accelerator.prepare_model(teacher_model, evaluation_mode=True)
-            teacher_source = OnlineTeacher(self.accelerator.unwrap_model(prepared), args, self.layer_map)
+            teacher_source = OnlineTeacher(self._place_teacher(teacher_model), args, self.layer_map)
         self.teacher = teacher_source
+
+    def _place_teacher(self, teacher_model: PreTrainedModel) -> PreTrainedModel:
+        """On this process's device, or shared out like the student under FSDP2."""
+        teacher_model.requires_grad_(False)
+        if self.accelerator.is_fsdp2:
+            return fsdp2_prepare_model(self.accelerator, teacher_model)
+        return self.accelerator.unwrap_model(self.accelerator.prepare_model(teacher_model, evaluation_mode=True))
 
     # ---- loss ----
 
@@ -161,7 +168,7 @@ class DistillationTrainer(Trainer):
         num_tokens = (inputs["labels"][:, 1:] != IGNORED_LABEL).sum()
         divisor = num_tokens.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         student = self.accelerator.unwrap_model(model)
-        loss, sums = _call_inside_wrapper(model, student, self._loss_and_sums, inputs)
+        loss, sums = call_inside(model, student, self._loss_and_sums, inputs)
         loss = loss / divisor
         if self.model.training:
             self._step_log.add(inputs, sums, divisor, self._training_flops_per_token(inputs))
@@ -188,14 +195,16 @@ class DistillationTrainer(Trainer):
         positions = supervised_positions(inputs["labels"])
         next_tokens = F.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)
         weights = self._streams.token_weights(next_tokens)
+        # What depends on the data is read before the models are queued on the device, not behind them.
+        rows, model_inputs = flat_indices(positions), decoder_inputs(inputs)
         with self.accelerator.autocast():
             targets = TeacherTargets() if self.teacher is None else self.teacher.targets(inputs, positions)
             with self._student_tap.record() as record:
-                student_hidden = run_decoder(student, decoder_inputs(inputs))
+                student_hidden = run_decoder(student, model_inputs)
 
             def logits_term(settings: LogitsSettings) -> LogitsLosses:
                 return self._logits_losses(
-                    student, student_hidden[positions], next_tokens[positions], targets, settings
+                    student, take(student_hidden, rows), take(next_tokens, rows), targets, settings
                 )
 
             logits = logits_term(self._logits_settings)
@@ -211,16 +220,22 @@ class DistillationTrainer(Trainer):
         return loss, torch.stack(sums)
 
     def _logits_losses(self, student, hidden, next_tokens, targets: TeacherTargets, settings) -> LogitsLosses:
-        return logits_losses(
-            hidden,
-            student.get_output_embeddings().weight,
-            next_tokens,
-            settings,
-            teacher_logits=targets.logits,
-            temperature=self._streams.temperatures(next_tokens),
-            token_weights=self._streams.token_weights(next_tokens),
-            allowed_ids=self._streams.allowed_ids(next_tokens),
-        )
+        head = student.get_output_embeddings()
+
+        def inside_the_head(hidden: torch.Tensor) -> LogitsLosses:
+            return logits_losses(
+                hidden,
+                head.weight,
+                next_tokens,
+                settings,
+                teacher_logits=targets.logits,
+                temperature=self._streams.temperatures(next_tokens),
+                token_weights=self._streams.token_weights(next_tokens),
+                allowed_ids=self._streams.allowed_ids(next_tokens),
+            )
+
+        # Where parameters are sharded, the weight is whole inside the forward of its own module only.
+        return call_inside(head, head, inside_the_head, hidden)
 
     def _hidden_loss(self, student, record: TapRecord, targets: TeacherTargets, weights) -> torch.Tensor:
         loss = torch.zeros((), device=weights.device)
@@ -360,14 +375,17 @@ class DistillationTrainer(Trainer):
     # ---- checkpoints ----
 
     def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
+        # Before the model, whose saving takes the projectors out of a state that was gathered from all ranks.
         if self.args.should_save:
             student = self.accelerator.unwrap_model(self.model)
             save_projectors(student, output_dir or self.args.output_dir, state_dict)
+        super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_projectors(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+        # A sharded checkpoint holds the projectors with the rest of the student.
+        if not self.is_fsdp_enabled:
+            load_projectors(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
 
     def _load_best_model(self):
         super()._load_best_model()
@@ -418,28 +436,3 @@ def _attention_distance(
         )
     )
     return (queries + keys) / 2
-
-
-def _call_inside_wrapper(wrapper: nn.Module, model: nn.Module, function: Callable, *inputs):
-    """Call `function(*inputs)` in place of `model.forward`, through the wrapper that data parallelism put around it.
-
-    Gradient synchronisation is set up by the wrapper's forward. Calling parts of the unwrapped model outside of it
-    would train every rank on its own gradients.
-    """
-    own_forward = model.__dict__.get("forward")
-
-    def restore():
-        if own_forward is None:
-            model.__dict__.pop("forward", None)
-        else:
-            model.forward = own_forward
-
-    def redirected(*arguments):
-        restore()
-        return function(*arguments)
-
-    model.forward = redirected
-    try:
-        return wrapper(*inputs)
-    finally:
-        restore()

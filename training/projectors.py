@@ -37,7 +37,7 @@ def add_projectors(student: PreTrainedModel, teacher_width: int, blocks: tuple[i
 
 
 def save_projectors(student: PreTrainedModel, folder: str, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-    """Write the projectors, if there are any, to `distill_projectors.safetensors` beside the model.
+    """Write the projectors, if there are any, to `distill_projectors.safetensors` in `folder`.
 
     `state_dict` is the gathered state of the whole student where its parameters are sharded.
     """
@@ -48,6 +48,7 @@ def save_projectors(student: PreTrainedModel, folder: str, state_dict: dict[str,
     if state_dict is not None:
         prefix = PROJECTORS_NAME + "."
         tensors = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
+    os.makedirs(folder, exist_ok=True)
     safetensors.torch.save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         os.path.join(folder, PROJECTORS_FILE),

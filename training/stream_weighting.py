@@ -20,6 +20,7 @@ class StreamWeighting:
             named.
         temperature (`float`, defaults to 2.0): the default temperature.
         restrict (`bool`, defaults to `False`): whether the logits term compares the ids of the target's stream only.
+        device (`torch.device`, defaults to the CPU): where the targets will be.
 
     Raises:
         ValueError: when the config has no streams, or not one of those that are named.
@@ -33,6 +34,7 @@ class StreamWeighting:
         temperatures: Mapping[str, float] | None = None,
         temperature: float = 2.0,
         restrict: bool = False,
+        device: torch.device | str = "cpu",
     ):
         self._temperature = temperature
         self._weights = self._temperatures = self._first_ids = self._stop_ids = None
@@ -40,13 +42,17 @@ class StreamWeighting:
             return
         ranges = _stream_ranges(config, {*(weights or {}), *(temperatures or {})})
         size = config.vocab_size
+
+        def table(default: float, values: Mapping[str, float]) -> torch.Tensor:
+            return _table(size, default, ranges, values).to(device)
+
         if weights:
-            self._weights = _table(size, 1.0, ranges, weights)
+            self._weights = table(1.0, weights)
         if temperatures:
-            self._temperatures = _table(size, temperature, ranges, temperatures)
+            self._temperatures = table(temperature, temperatures)
         if restrict:
-            self._first_ids = _table(size, 0, ranges, {name: ids.start for name, ids in ranges.items()})
-            self._stop_ids = _table(size, size, ranges, {name: ids.stop for name, ids in ranges.items()})
+            self._first_ids = table(0, {name: ids.start for name, ids in ranges.items()})
+            self._stop_ids = table(size, {name: ids.stop for name, ids in ranges.items()})
 
     def token_weights(self, targets: torch.Tensor) -> torch.Tensor | None:
         """Factor of each target, in the shape of `targets`; `None` where every one is 1."""
@@ -86,4 +92,4 @@ def _table(size: int, default: float, ranges: Mapping[str, range], values: Mappi
 
 def _look_up(table: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     # Ignored labels are negative; their positions count nothing whatever stands there.
-    return table.to(targets.device)[targets.clamp(min=0)]
+    return table[targets.clamp(min=0)]

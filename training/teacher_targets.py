@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .arguments import DistillationArguments
 from .attention_tap import ActivationTap, AttentionInputs
-from .decoder_pass import decoder_inputs, run_decoder
+from .decoder_pass import call_inside, decoder_inputs, flat_indices, run_decoder, take
 from .layer_map import LayerMap
 from .logits_losses import HeadLogits, TeacherLogits
 
@@ -80,9 +82,15 @@ class OnlineTeacher:
     @torch.no_grad()
     def targets(self, inputs: dict[str, torch.Tensor], positions: torch.Tensor) -> TeacherTargets:
         """Run the decoder; logits are computed later, chunk by chunk."""
+        rows, model_inputs = flat_indices(positions), decoder_inputs(inputs)
         with self._tap.record() as record:
-            hidden = run_decoder(self.model, decoder_inputs(inputs))
+            hidden = call_inside(self.model, self.model, lambda batch: run_decoder(self.model, batch), model_inputs)
         logits = None
         if self._with_logits:
-            logits = HeadLogits(hidden[positions], self.model.get_output_embeddings().weight)
+            logits = HeadLogits(take(hidden, rows), whole_weight(self.model.get_output_embeddings()))
         return TeacherTargets(logits, record.block_outputs, record.attention_inputs)
+
+
+def whole_weight(module: nn.Module) -> torch.Tensor:
+    """The weight of a module, gathered from all ranks where it is sharded (FSDP2)."""
+    return module.weight.full_tensor() if isinstance(module.weight, DTensor) else module.weight
