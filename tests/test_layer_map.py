@@ -67,3 +67,27 @@ def test_check_depths_names_the_side_that_is_too_shallow():
         layer_map.check_depths(4, 2)
     with pytest.raises(ValueError, match="student block 1, but the student has 1 blocks"):
         layer_map.check_depths(5, 1)
+
+
+def test_some_blocks_of_a_map():
+    layer_map = LayerMap.every_third_ending_last(11, 3)
+    assert layer_map.restricted_to(None) is layer_map
+    assert layer_map.restricted_to([2, 0]).pairs == ((4, 0), (10, 2))
+    with pytest.raises(ValueError, match=r"Blocks \[3\] are to be aligned, but .* blocks \[0, 1, 2\] only"):
+        layer_map.restricted_to([1, 3])
+    with pytest.raises(ValueError, match="found none"):
+        layer_map.restricted_to([])
+
+
+@pytest.mark.parametrize(
+    ("layer_map", "expected"),
+    [
+        (LayerMap.every_third_ending_last(11, 3), "student answers to block 3l + 4 of the teacher, l = 0 ... 2."),
+        (LayerMap.last(5, 5), "student answers to block l of the teacher, l = 0 ... 4."),
+        (LayerMap.last(5, 1), "student answers to block l + 4 of the teacher, l = 0."),
+        (LayerMap.from_pairs([(2, 1), (5, 2)]), "Blocks 1, 2 of the student answer to blocks 2, 5 of the teacher."),
+        (LayerMap.from_pairs([(5, 0), (2, 1)]), "Blocks 0, 1 of the student answer to blocks 5, 2 of the teacher."),
+    ],
+)
+def test_a_map_describes_itself(layer_map, expected):
+    assert layer_map.describe().endswith(expected)
