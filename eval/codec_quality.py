@@ -34,8 +34,8 @@ class UnitPurity:
     num_frames: int
 
 
-def frame_accuracy(units: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> float:
-    """Return the share of frames on which two encoders give the same unit, over all utterances together.
+def count_equal_frames(units: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Return, for each utterance, the frames on which two encoders give the same unit, and the frames compared.
 
     Args:
         units, reference: units of each utterance, repeats kept, at the same rate. An encoder that does not pad may
@@ -44,14 +44,23 @@ def frame_accuracy(units: Sequence[Sequence[int]], reference: Sequence[Sequence[
     Raises `ValueError` when the utterances do not correspond.
     """
     _check_utterances(units, reference, "reference units")
-    num_equal = num_frames = 0
+    counts = []
     for found, expected in zip(units, reference, strict=True):
         length = min(len(found), len(expected))
-        num_equal += int((np.asarray(found)[:length] == np.asarray(expected)[:length]).sum())
-        num_frames += length
+        counts.append((int((np.asarray(found)[:length] == np.asarray(expected)[:length]).sum()), length))
+    return counts
+
+
+def frame_accuracy(units: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> float:
+    """Return the share of frames on which two encoders give the same unit, over all utterances together.
+
+    Arguments and errors as of [`count_equal_frames`]; `ValueError` also when there is no frame.
+    """
+    counts = count_equal_frames(units, reference)
+    num_frames = sum(length for _, length in counts)
     if not num_frames:
         raise ValueError("found no frame to compare; expected at least one")
-    return num_equal / num_frames
+    return sum(equal for equal, _ in counts) / num_frames
 
 
 def timed_phones_to_frames(
