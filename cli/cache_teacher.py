@@ -10,10 +10,11 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ..data.collators import CausalLanguageModelCollator
 from ..training.cached_teacher import CachedTeacher
 from ..training.layer_map import LayerMap
-from ..training.student_init import student_from_teacher
 from ..training.teacher_cache import CacheSettings, TeacherCacheWriter
+from .distill import prune
 from .loading import load_for_training
 from .plan import read_training
 from .recipe import read_recipe
@@ -41,7 +42,8 @@ def run(arguments) -> int:
     if arguments.epochs < 1:
         raise ValueError(f"--epochs is {arguments.epochs}; expected 1 or more")
     training, layer_map = read_training(recipe["training"]), LayerMap.from_pairs(recipe["layer_map"])
-    teacher, tokenizer = load_for_training(arguments.teacher, recipe.get("streams"))
+    dtype = recipe.get("teacher", {}).get("dtype", "float32")
+    teacher, tokenizer = load_for_training(arguments.teacher, recipe.get("streams"), dtype)
     layer_map.check_depths(teacher.config.num_hidden_layers, len(layer_map.pairs))
     settings = CacheSettings(
         known_ids=_KNOWN_IDS[arguments.known_ids],
@@ -52,7 +54,8 @@ def run(arguments) -> int:
     dataset = make_dataset(recipe, arguments.units, "train", teacher.config, tokenizer)
     writer = TeacherCacheWriter(teacher, arguments.output_dir, settings)
     num_examples = announce(writer, dataset, arguments.epochs)
-    announce_error(writer, student_from_teacher(teacher, layer_map).eval(), dataset)
+    collator = CausalLanguageModelCollator(teacher.config.pad_token_id)
+    announce_error(writer, prune(teacher, layer_map, recipe, dataset, collator).eval(), dataset)
     with tqdm(total=num_examples, desc="caching", unit="example") as bar:
         for number in writer.write(draw(dataset, arguments.epochs), training.per_device_train_batch_size):
             bar.update(number)

@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
+from torch.utils.data import DataLoader, Subset
 from transformers import set_seed
 
 from ..data.collators import CausalLanguageModelCollator
 from ..distill_trainer import DistillationTrainer
+from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
 from ..training.arguments import DistillationArguments
+from ..training.cached_teacher import CachedTeacher
 from ..training.checkpoints import last_checkpoint
 from ..training.layer_map import LayerMap
-from ..training.student_init import student_from_teacher
+from ..training.student_init import student_config, student_from_teacher
 from .loading import load_for_training
 from .recipe import read_recipe
 from .shipped import TEACHER
@@ -18,6 +21,8 @@ from .train import make_dataset
 
 # The baseline that distillation has to beat: the same pruned student on the data alone.
 WITHOUT_TEACHER = {"cross_entropy_weight": 1.0, "logits_weight": 0.0, "hidden_weight": 0.0, "attention_weight": 0.0}
+# What Minitron ranks units, heads and channels on (arXiv 2407.14679).
+NUM_CALIBRATION_EXAMPLES = 1024
 
 
 def add_arguments(parser):
@@ -25,38 +30,79 @@ def add_arguments(parser):
     parser.add_argument("--teacher", default=str(TEACHER), help="model folder")
     parser.add_argument("--units", required=True, help="folder that `tinywave extract-units` wrote")
     parser.add_argument("--output-dir", required=True, help="folder of the student and its checkpoints")
-    parser.add_argument("--without-teacher", action="store_true", help="train the pruned student on the data alone")
+    parser.add_argument("--init-from", help="model folder the student starts from, in place of the pruned teacher")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--teacher-cache", help="folder that `tinywave cache-teacher` wrote, read in place of the teacher"
+    )
+    group.add_argument("--without-teacher", action="store_true", help="train the pruned student on the data alone")
 
 
 def run(arguments) -> int:
     overrides = WITHOUT_TEACHER if arguments.without_teacher else {}
-    distill(read_recipe(arguments.recipe), arguments.teacher, arguments.units, arguments.output_dir, overrides)
+    distill(
+        read_recipe(arguments.recipe),
+        arguments.teacher,
+        arguments.units,
+        arguments.output_dir,
+        overrides,
+        init_from=arguments.init_from,
+        teacher_cache=arguments.teacher_cache,
+    )
     print(arguments.output_dir)
     return 0
 
 
 def distill(
-    recipe: dict, teacher: str | Path, units_folder: str | Path, output_dir: str | Path, overrides: dict
+    recipe: dict,
+    teacher: str | Path,
+    units_folder: str | Path,
+    output_dir: str | Path,
+    overrides: dict,
+    *,
+    init_from: str | Path | None = None,
+    teacher_cache: str | Path | None = None,
 ) -> DistillationTrainer:
     """Prunes a teacher by the recipe's layer map, distils it on the training documents and saves the student.
 
-    `overrides` replace fields of [`DistillationArguments`]. An interrupted run continues from its last checkpoint.
+    `overrides` replace fields of [`DistillationArguments`]. `init_from` is a student to go on with, `teacher_cache`
+    what is read in place of the running teacher. An interrupted run continues from its last checkpoint.
     """
-    model, tokenizer = load_for_training(teacher, recipe.get("streams"))
+    dtype = recipe.get("teacher", {}).get("dtype", "float32")
+    model, tokenizer = load_for_training(teacher, recipe.get("streams"), dtype)
     layer_map = LayerMap.from_pairs(recipe["layer_map"])
+    dataset = make_dataset(recipe, units_folder, "train", model.config, tokenizer)
+    collator = CausalLanguageModelCollator(model.config.pad_token_id)
     set_seed(recipe["seed"])
+    student = (
+        load_for_training(init_from, recipe.get("streams"))[0]
+        if init_from
+        else prune(model, layer_map, recipe, dataset, collator)
+    )
     trainer = DistillationTrainer(
-        student_from_teacher(model, layer_map),
-        teacher_model=model,
+        student,
+        teacher_model=None if teacher_cache else model,
+        teacher_source=CachedTeacher(teacher_cache) if teacher_cache else None,
         layer_map=layer_map,
         args=DistillationArguments(
             output_dir=str(output_dir), seed=recipe["seed"], **{**recipe["training"], **overrides}
         ),
-        train_dataset=make_dataset(recipe, units_folder, "train", model.config, tokenizer),
-        data_collator=CausalLanguageModelCollator(model.config.pad_token_id),
+        train_dataset=dataset,
+        data_collator=collator,
         processing_class=TinyWaveProcessor.from_config(model.config, tokenizer),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(Path(output_dir)))
     trainer.save_model()
     trainer.save_state()
     return trainer
+
+
+def prune(teacher: TinyWaveForCausalLM, layer_map: LayerMap, recipe: dict, dataset, collator) -> TinyWaveForCausalLM:
+    """The student of a recipe, in float32: the mapped blocks, cut to the sizes under `student` where there are any."""
+    sizes = recipe.get("student")
+    if not sizes:
+        return student_from_teacher(teacher, layer_map).float()
+    examples = Subset(dataset, range(min(NUM_CALIBRATION_EXAMPLES, len(dataset))))
+    calibration = DataLoader(examples, recipe["training"]["per_device_train_batch_size"], collate_fn=collator)
+    config = student_config(teacher.config, layer_map, sizes)
+    return student_from_teacher(teacher, layer_map, config, calibration).float()

@@ -28,13 +28,13 @@ def load_language_model(folder: str | Path) -> tuple[TinyWaveForCausalLM, TinyWa
 
 
 def load_for_training(
-    folder: str | Path, streams: Collection[str] | None = None
+    folder: str | Path, streams: Collection[str] | None = None, dtype: str = "float32"
 ) -> tuple[TinyWaveForCausalLM, PreTrainedTokenizerFast]:
-    """Load a language model in float32 to train or distil it, and its tokenizer.
+    """Load a language model to train or distil it, and its tokenizer. Weights that are trained need float32.
 
     With `streams`, such as ["unit"], it knows only these of its streams of speech (`TinyWaveConfig.with_streams`).
     """
-    model = TinyWaveForCausalLM.from_pretrained(folder, dtype="float32")
+    model = TinyWaveForCausalLM.from_pretrained(folder, dtype=dtype)
     if streams is not None:
         model.config = model.config.with_streams(streams)
     return model, PreTrainedTokenizerFast.from_pretrained(folder)

@@ -1,6 +1,5 @@
 """`tinywave plan 7b_to_2b_base`: what a distillation costs, without loading or downloading anything."""
 
-import copy
 import dataclasses
 import json
 
@@ -8,11 +7,12 @@ from ..configuration_tinywave import TinyWaveConfig
 from ..training.arguments import DistillationArguments
 from ..training.layer_map import LayerMap
 from ..training.planning import Hardware, RunPlan, plan_run
+from ..training.student_init import student_config
 from .recipe import read_recipe
 
 _NEEDED = {
     "teacher": "{preset: spirit-lm-7b, dtype: bfloat16}",
-    "hardware": "{accelerate: accelerate/fsdp2, gpu_memory_gib: 80, peak_tflops: 989, model_flops_utilisation: 0.4}",
+    "hardware": "{accelerate: accelerate/fsdp2, gpu_memory_gib: 80, model_flops_utilisation: 0.4}",
     "layer_map": "[[4, 0], [7, 1]]",
     "max_length": "2048",
     "training": "the settings of the trainer",
@@ -42,14 +42,13 @@ def plan_recipe(recipe: dict) -> RunPlan:
     dtype, preset = teacher_fields.pop("dtype", "float32"), teacher_fields.pop("preset", None)
     teacher = TinyWaveConfig.from_preset(preset, **teacher_fields)
     layer_map = LayerMap.from_pairs(recipe["layer_map"])
-    student = copy.deepcopy(teacher)
-    student.num_hidden_layers = len(layer_map.pairs)
+    training = read_training(recipe["training"])
     return plan_run(
         teacher,
-        student,
+        student_config(teacher, layer_map, recipe.get("student")),
         layer_map,
-        read_training(recipe["training"]),
-        read_hardware(recipe["hardware"]),
+        training,
+        read_hardware(recipe["hardware"], training),
         max_length=recipe["max_length"],
         teacher_dtype=dtype,
     )
@@ -64,16 +63,26 @@ def read_training(settings: dict) -> DistillationArguments:
     return DistillationArguments(output_dir="outputs", **{**settings, "use_cpu": True})
 
 
-def read_hardware(settings: dict) -> Hardware:
-    """The machine of a recipe; its number of GPUs and its sharding are those of the accelerate config it names."""
+def read_hardware(settings: dict, training: DistillationArguments) -> Hardware:
+    """The machine of a recipe; its number of GPUs and its sharding are those of the accelerate config it names.
+
+    The peak is the `peak_tflops` of `training`, by which the trainer logs the utilisation that a run really has.
+    """
     fields = dict(settings)
+    if training.peak_tflops is None:
+        raise ValueError("`training` has no `peak_tflops`, the dense peak of one GPU in TFLOP/s; 989 for an H100 SXM.")
     if "accelerate" not in fields:
         raise ValueError("`hardware` has no `accelerate`: name an accelerate config, for example accelerate/fsdp2.")
     config = read_recipe(fields.pop("accelerate"))
-    expected = {field.name for field in dataclasses.fields(Hardware)} - {"num_gpus", "sharding"}
+    expected = {field.name for field in dataclasses.fields(Hardware)} - {"num_gpus", "sharding", "peak_tflops"}
     if set(fields) != expected:
         raise ValueError(f"`hardware` must have {', '.join(sorted(expected))}; found {', '.join(sorted(fields))}.")
-    return Hardware(num_gpus=config.get("num_processes", 1), sharding=_sharding(config), **fields)
+    return Hardware(
+        num_gpus=config.get("num_processes", 1),
+        sharding=_sharding(config),
+        peak_tflops=training.peak_tflops,
+        **fields,
+    )
 
 
 def _sharding(config: dict) -> str:

@@ -44,9 +44,9 @@ def recipe(**changes):
         "teacher": {"preset": "nano-teacher"},
         "layer_map": [[4, 0], [7, 1], [10, 2]],
         "max_length": 64,
-        "training": {"max_steps": 5, "per_device_train_batch_size": 2},
+        "training": {"max_steps": 5, "per_device_train_batch_size": 2, "peak_tflops": 100},
         "hardware": {
-            "accelerate": "accelerate/ddp", "gpu_memory_gib": 24, "peak_tflops": 100, "model_flops_utilisation": 0.3
+            "accelerate": "accelerate/ddp", "gpu_memory_gib": 24, "model_flops_utilisation": 0.3
         },
     } | changes  # fmt: skip
 
@@ -132,6 +132,12 @@ def test_gpu_hours_by_hand():
     assert plan.student_parameters == count_parameters(TinyWaveConfig.from_preset("nano-student"))
 
 
+def test_a_narrower_student_is_planned_as_it_is_made():
+    sizes = {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3}
+    student = TinyWaveConfig.from_preset("nano-student", head_dim=32, **sizes)
+    assert plan_recipe(recipe(student=sizes)).student_parameters == count_parameters(student)
+
+
 def test_a_run_that_does_not_fit_says_so():
     assert ": fits" in as_table(plan_recipe(recipe()))
     small = recipe()["hardware"] | {"gpu_memory_gib": 0.01}
@@ -189,13 +195,18 @@ def test_accelerate_reads_the_launch_files(name, kind, request):
     ("changes", "message"),
     [
         (dict(training={"max_step": 5}), "settings the trainer does not know: max_step"),
-        (dict(training={}), "needs `max_steps`"),
-        (dict(training={"max_steps": 5, "optim": "adafactor"}), "memory of the optimizer 'adafactor' is not known"),
+        (dict(training={"peak_tflops": 100}), "needs `max_steps`"),
+        (
+            dict(training={"max_steps": 5, "peak_tflops": 100, "optim": "adafactor"}),
+            "memory of the optimizer 'adafactor' is not known",
+        ),
         (dict(teacher={"preset": "nano-teacher", "dtype": "int8"}), "dtype must be one of .* found 'int8'"),
         (dict(teacher={"preset": "nano"}), "unknown preset 'nano'"),
         (dict(layer_map=[[11, 0]]), "names teacher block 11, but the teacher has 11 blocks"),
         (dict(hardware={"accelerate": "accelerate/ddp"}), "must have gpu_memory_gib"),
-        (dict(hardware=recipe()["hardware"] | {"peak_tflops": 0}), "`peak_tflops` must be a positive number; found 0"),
+        (dict(training={"max_steps": 5}), "`training` has no `peak_tflops`"),
+        (dict(hardware=recipe()["hardware"] | {"gpu_memory_gib": 0}), "`gpu_memory_gib` must be a positive number"),
+        (dict(student={"width": 4}), "cannot be given width"),
         (dict(hardware=recipe()["hardware"] | {"model_flops_utilisation": 40}), "a share of the peak"),
         (dict(hardware={"gpu_memory_gib": 24}), "name an accelerate config"),
     ],

@@ -274,6 +274,14 @@ def test_an_interrupted_cache_continues(tmp_path):
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_a_shard_that_was_taken_away_is_made_again_beside_the_others(tmp_path):
+    rows = make_examples(6)
+    write(tmp_path, CacheSettings("all"), examples=rows, batch_size=2, shard_bytes=1)
+    shard_files(tmp_path)[0].unlink()
+    assert len(CachedTeacher(tmp_path)) == 4
+    assert len(write(tmp_path, CacheSettings("all"), examples=rows)) == 6
+
+
 def test_the_estimate_is_what_is_written(tmp_path):
     rows = make_examples(200)
     for settings in (CacheSettings("all", hidden_blocks=(1,)), CacheSettings("top_k", top_k=6)):
@@ -435,3 +443,30 @@ def test_interleaved_data_is_cached_epoch_by_epoch(tmp_path, units_folder, capsy
     assert len(CachedTeacher(tmp_path / "cache")) > few
     description = json.loads((tmp_path / "cache" / "cache.json").read_text())
     assert description["known_ids"] == "top_k" and len(description["teacher"]) == 64
+
+
+def test_the_student_is_distilled_from_the_cache(tmp_path, units_folder):
+    recipe = write_recipe(tmp_path / "r.yaml")
+    command = [recipe, "--units", str(units_folder), "--output-dir"]
+    assert command_line.main(["cache-teacher", *command, str(tmp_path / "cache"), "--known-ids", "all",
+                              "--hidden-states"]) == 0  # fmt: skip
+    logs = {}
+    for name, options in (("online", []), ("offline", ["--teacher-cache", str(tmp_path / "cache")])):
+        assert command_line.main(["distill", *command, str(tmp_path / name), *options]) == 0
+        state = json.loads((tmp_path / name / "trainer_state.json").read_text())
+        logs[name] = state["log_history"][-1]["train_loss"]
+    assert logs["offline"] == pytest.approx(logs["online"], rel=1e-4)
+
+
+def test_a_student_of_other_sizes_is_distilled_and_goes_on(tmp_path, units_folder):
+    sizes = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 3, "num_key_value_heads": 3}
+    recipe = write_recipe(tmp_path / "r.yaml", student=sizes)
+    command = ["distill", recipe, "--units", str(units_folder), "--output-dir"]
+    assert command_line.main([*command, str(tmp_path / "first")]) == 0
+    first = TinyWaveForCausalLM.from_pretrained(tmp_path / "first")
+    assert (first.config.hidden_size, first.config.num_attention_heads, first.config.head_dim) == (96, 3, 32)
+    assert command_line.main([*command, str(tmp_path / "second"), "--init-from", str(tmp_path / "first")]) == 0
+    second = TinyWaveForCausalLM.from_pretrained(tmp_path / "second")
+    assert second.config.hidden_size == 96
+    assert not second.lm_head.weight.equal(first.lm_head.weight)
+    assert (second.lm_head.weight - first.lm_head.weight).abs().max() < 0.01

@@ -68,7 +68,7 @@ def student_from_teacher(
             f"gap; found student blocks {list(layer_map.student_blocks)}."
         )
     layer_map.check_depths(teacher.config.num_hidden_layers, num_student_layers)
-    config = _student_config(teacher.config, config, num_student_layers)
+    config = _checked_config(teacher.config, config, num_student_layers)
     cut = None
     if _is_narrower(config, teacher.config):
         if calibration is None:
@@ -88,7 +88,30 @@ def student_from_teacher(
     return student.train()
 
 
-def _student_config(
+def student_config(
+    teacher: PreTrainedConfig, layer_map: LayerMap, sizes: Mapping[str, int] | None = None
+) -> PreTrainedConfig:
+    """The teacher's config with the depth of a layer map and, where `sizes` names them, other sizes.
+
+    Args:
+        teacher ([`~transformers.PreTrainedConfig`]): of Llama's layout; unchanged.
+        layer_map ([`LayerMap`]): its length is the depth.
+        sizes (`Mapping[str, int]`, *optional*): `hidden_size`, `intermediate_size`, `num_attention_heads`,
+            `num_key_value_heads` and `head_dim`; the teacher's where they are left out, `head_dim` too.
+
+    Raises:
+        ValueError: for a name that is no size, or a config that is impossible.
+    """
+    sizes = dict(sizes or {})
+    unknown = sorted(set(sizes) - {*_WIDTHS, "head_dim"})
+    if unknown:
+        raise ValueError(
+            f"A student cannot be given {', '.join(unknown)}; its sizes are {', '.join(_WIDTHS)}, head_dim."
+        )
+    return type(teacher)(**{**teacher.to_dict(), **sizes, "num_hidden_layers": len(layer_map.pairs)})
+
+
+def _checked_config(
     teacher: PreTrainedConfig, config: PreTrainedConfig | None, num_student_layers: int
 ) -> PreTrainedConfig:
     """The student's config in an object of its own, checked against the teacher's."""

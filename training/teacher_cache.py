@@ -109,7 +109,7 @@ def ranges_to_ids(ranges: Sequence[Sequence[int]]) -> torch.Tensor:
 
 
 def teacher_fingerprint(model: PreTrainedModel) -> str:
-    """A hash of the names, shapes and values of all weights: half a minute for 7 billion in 16 bits."""
+    """A hash of the names, shapes and values of all weights, which are read once from beginning to end."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -280,7 +280,9 @@ class TeacherCacheWriter:
         lengths = torch.tensor([0, *(len(part["log_probabilities"]) for _, part in examples)])
         keys = np.frombuffer(b"".join(key for key, _ in examples), dtype=np.uint8).reshape(-1, _KEY_BYTES)
         tensors |= {"keys": torch.from_numpy(keys.copy()), "row_starts": lengths.cumsum(0)}
-        path = self.folder / f"shard-{len(self._shards):05d}.safetensors"
+        # Counted on from the last name, not by number: a damaged shard may have been taken away in between.
+        number = int(self._shards[-1].stem.split("-")[1]) + 1 if self._shards else 0
+        path = self.folder / f"shard-{number:05d}.safetensors"
         _write_atomically(path, safetensors.torch.save(tensors))
         self._shards.append(path)
         self.finished.update(key for key, _ in examples)
