@@ -1,4 +1,4 @@
-"""`tinywave quickstart`: from speech to a distilled student and a report, in one command.
+"""`tinywave quickstart --variant expressive`: from speech to a distilled student and a report, in one command.
 
 Every step leaves its result in the output folder and is skipped when it is there: an interrupted run continues.
 """
@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 import transformers
 
-from ..codec_tinywave import SpeechCodec
 from ..data.audio_io import load_audio, write_audio
+from ..data.codec_loading import load_codec
 from ..data.corpus import SAMPLING_RATE, iterate_corpus, prepare_corpus, verify_splits
 from ..data.interleaving import read_documents
 from ..data.text_items import text_items
-from ..data.unit_extraction import extract_units, load_speech_encoder
+from ..data.unit_extraction import extract_units
+from ..eval.prosody import continue_prompts, measure_prosody, read_styled_prompts
 from ..eval.recordings import read_corpus_recordings, read_recordings
 from ..eval.report import write_report
 from ..eval.results import build_report, write_json
@@ -28,10 +29,11 @@ from ..eval.runner import evaluate_models
 from ..pipeline_tinywave import TinyWavePipeline
 from .correct import correct
 from .distill import WITHOUT_TEACHER, distill
-from .loading import load_language_model, load_vocoder, neural_decoder
+from .loading import load_language_model
 from .recipe import read_recipe
-from .shipped import AUDIO, SPEECH_ENCODER, SUITES, TEACHER, VOCODER
+from .shipped import AUDIO, CODEC, SUITES, TEACHER
 
+VARIANTS = ("base", "expressive", "interleaved")
 MODELS = ("teacher", "student", "no_distillation")
 # Small shards keep both processes busy to the end, and lose little when the run is interrupted.
 ROWS_PER_SHARD = 20
@@ -39,12 +41,22 @@ ROWS_PER_SHARD = 20
 
 def add_arguments(parser):
     parser.add_argument("--recipe", default="nano/quickstart", help="YAML file or the name of a packaged recipe")
-    parser.add_argument("--output-dir", default="outputs/quickstart", help="folder of everything the run makes")
+    parser.add_argument(
+        "--variant",
+        choices=VARIANTS,
+        default="base",
+        help="what the models read and write: units, or with pitch and style, or with text as well",
+    )
+    parser.add_argument(
+        "--output-dir", help="folder of everything the run makes (default: outputs/quickstart, or _VARIANT after it)"
+    )
     parser.add_argument("--num-processes", type=int, default=2, help="worker processes that speak and encode")
 
 
 def run(arguments) -> int:
-    quickstart = Quickstart(read_recipe(arguments.recipe), Path(arguments.output_dir), arguments.num_processes)
+    recipe, variant = read_recipe(arguments.recipe), arguments.variant
+    folder = arguments.output_dir or "outputs/quickstart" + ("" if variant == VARIANTS[0] else f"_{variant}")
+    quickstart = Quickstart(recipe, variant, Path(folder), arguments.num_processes)
     report = quickstart.run()
     print(f"\n{report_to_markdown(report)}\n")
     print(f"Report: {quickstart.folder / 'report.html'}")
@@ -54,8 +66,10 @@ def run(arguments) -> int:
 class Quickstart:
     """The steps of one run, in order; each reads what the steps before it wrote into `folder`."""
 
-    def __init__(self, recipe: dict, folder: Path, num_processes: int):
+    def __init__(self, recipe: dict, variant: str, folder: Path, num_processes: int):
         self.recipe, self.folder, self.num_processes = recipe, folder, num_processes
+        self.variant = recipe["variants"][variant]
+        self.prosody = [name for name in ("pitch", "style") if name in self.variant["streams"]]
         folder.mkdir(parents=True, exist_ok=True)
         self.seconds_file = folder / "seconds.json"
         self.seconds = json.loads(self.seconds_file.read_text()) if self.seconds_file.is_file() else {}
@@ -72,6 +86,8 @@ class Quickstart:
             ("resynthesize", self.resynthesize),
             ("continue speech", self.continue_speech),
         )
+        if self.prosody:
+            steps += (("continue prosody", self.continue_prosody),)
         for number, (name, step) in enumerate(steps, start=1):
             print(f"\n[{number}/{len(steps)}] {name}", flush=True)
             with self._timed(name):
@@ -99,11 +115,12 @@ class Quickstart:
         verify_splits(corpus)
 
     def extract_units(self) -> None:
-        extract_units(self.folder / "corpus", self.encoder, self.folder / "units", self.num_processes)
+        extract_units(self.folder / "corpus", self.codec, self.folder / "units", self.num_processes)
 
     def correct_teacher(self) -> None:
         if not self._is_trained("teacher"):
-            correct(read_recipe(self.recipe["correction"]), TEACHER, self.folder / "units", self.folder / "teacher")
+            recipe = read_recipe(self.recipe["correction"]) | self.variant
+            correct(recipe, TEACHER, self.folder / "units", self.folder / "teacher")
 
     def distill_student(self) -> None:
         self._distill("student", {})
@@ -113,7 +130,7 @@ class Quickstart:
 
     def _distill(self, name: str, overrides: dict) -> None:
         if not self._is_trained(name):
-            recipe = read_recipe(self.recipe["distillation"])
+            recipe = read_recipe(self.recipe["distillation"]) | self.variant
             distill(recipe, self.folder / "teacher", self.folder / "units", self.folder / name, overrides)
 
     def _is_trained(self, name: str) -> bool:
@@ -123,13 +140,13 @@ class Quickstart:
         path = self.folder / "evaluation.json"
         if path.is_file():
             return
-        held_out = read_documents(self.folder / "units", "test")
+        held_out = read_documents(self.folder / "units", "test", prosody=self.prosody)
         evaluation = evaluate_models(
             self.models,
             {suite: SUITES / f"{suite}.parquet" for suite in self.recipe["suites"]},
-            [document.units for document in held_out],
+            held_out,
             batch_size=16,
-            encoder=self.encoder.fingerprint(),
+            encoder=self.codec.fingerprint(),
             rows_folder=self.folder / "pairs",
         )
         write_json(evaluation, path)
@@ -186,6 +203,21 @@ class Quickstart:
             card[name] = self._write_sample(f"{number}_{name}", waveform, continuation.sampling_rate)
         return card
 
+    def continue_prosody(self) -> None:
+        path = self.folder / "prosody.json"
+        if path.is_file():
+            return
+        settings = self.recipe["prosody"]
+        prompts = read_styled_prompts(
+            self.folder / "corpus", settings["styles"], settings["max_per_style"], split="test"
+        )
+        record = {}
+        for name, (model, processor) in self.models_and_processors.items():
+            pipeline = TinyWavePipeline(model, processor, self.codec)
+            continuations = continue_prompts(pipeline, prompts, seed=self.recipe["seed"], **settings["generation"])
+            record[name] = measure_prosody(continuations, seed=self.recipe["seed"])
+        write_json(record, path)
+
     def _write_sample(self, name: str, waveform, sampling_rate: int) -> str:
         path = self.folder / "samples" / f"{name}.wav"
         path.parent.mkdir(exist_ok=True)
@@ -193,12 +225,8 @@ class Quickstart:
         return str(path.relative_to(self.folder))
 
     @cached_property
-    def encoder(self):
-        return load_speech_encoder(SPEECH_ENCODER)
-
-    @cached_property
     def codec(self):
-        return SpeechCodec(self.encoder, load_vocoder(VOCODER), neural_decoder(griffin_lim=False))
+        return load_codec(CODEC, self.variant["streams"])
 
     @cached_property
     def models_and_processors(self):
@@ -214,6 +242,7 @@ class Quickstart:
             for name in ("evaluation.json", "resynthesis.json", "continuations.json")
         )
         cards = continued["continuations"]
+        prosody = self.folder / "prosody.json"
         report = build_report(
             evaluation,
             parameters={name: self.models[name].num_parameters() for name in MODELS[:2]},
@@ -224,6 +253,7 @@ class Quickstart:
         report |= {
             "resynthesis": resynthesis,
             "continuations": cards,
+            **({"prosody": json.loads(prosody.read_text())} if prosody.is_file() else {}),
             "speed": {"units_per_second": continued["units_per_second"]},
             "curves": {name: self._loss_curve(name) for name in MODELS[1:]},
             "configuration": self.recipe,

@@ -1,4 +1,4 @@
-"""`tinywave rebuild --output-dir outputs/rebuild`: every shipped artefact from nothing, in about two hours.
+"""`tinywave rebuild --output-dir outputs/rebuild`: every shipped artefact from nothing, in a few hours.
 
 The steps are the verbs of this command line with the packaged recipes, each of which continues where it stopped. The
 folder `assets` in the output folder has the layout of the package's own.
@@ -7,10 +7,10 @@ folder `assets` in the output folder has the layout of the package's own.
 import shutil
 from pathlib import Path
 
-from ..data.codec_loading import load_speech_encoder
+from ..data.codec_loading import load_codec, load_speech_encoder
 from ..training.checkpoints import save_in_bfloat16
 from . import main as command_line
-from .loading import load_language_model, load_vocoder
+from .loading import load_language_model
 
 
 def add_arguments(parser):
@@ -19,8 +19,20 @@ def add_arguments(parser):
 
 def run(arguments) -> int:
     folder = Path(arguments.output_dir)
-    encoder, units = folder / "speech_encoder", folder / "units"
-    steps = [
+    for step in (*steps_of_units(folder), *steps_of_codec(folder), *steps_of_prosody(folder)):
+        words = [str(word) for word in step]
+        print(f"\ntinywave {' '.join(words)}", flush=True)
+        if exit_code := command_line.main(words):
+            return exit_code
+    collect_assets(folder)
+    print(folder / "assets")
+    return 0
+
+
+def steps_of_units(folder: Path) -> list[list]:
+    """From text to a teacher of units and text, on the units of Whisper."""
+    encoder, units = folder / "whisper_units", folder / "units"
+    return [
         ["prepare", "nano/corpus", "--output-dir", folder / "corpus"],
         ["fit-units", "nano/units", "--corpus", folder / "corpus", "--output-dir", encoder],
         ["extract-units", "--corpus", folder / "corpus", "--speech-encoder", encoder, "--output-dir", units],
@@ -33,28 +45,55 @@ def run(arguments) -> int:
             "train", "nano/story_teacher", "--units", units, "--init-from", folder / "interleaved_teacher",
             "--output-dir", folder / "story_teacher",
         ],
-        ["build-suites", "nano/suites", "--speech-encoder", encoder, "--output-dir", folder / "suites"],
-        ["train-vocoder", "nano/vocoder", "--speech-encoder", encoder, "--output-dir", folder / "vocoder"],
+    ]  # fmt: skip
+
+
+def steps_of_codec(folder: Path) -> list[list]:
+    """The codec: a small speech encoder of the same units, pitch, style, and the vocoder of all three."""
+    corpus, units, codec = folder / "codec_corpus", folder / "codec_units", folder / "codec"
+    return [
+        ["prepare", "nano/codec_corpus", "--output-dir", corpus],
+        [
+            "extract-units", "--corpus", corpus, "--speech-encoder", folder / "whisper_units",
+            "--output-dir", units,
+        ],
+        [
+            "train-speech-encoder", "nano/speech_encoder", "--corpus", corpus, "--units", units,
+            "--output-dir", codec / "speech_encoder",
+        ],
+        ["train-pitch", "nano/pitch", "--corpus", corpus, "--output-dir", codec / "pitch_encoder"],
+        ["train-style", "nano/style", "--corpus", corpus, "--output-dir", codec / "style_encoder"],
+        ["train-vocoder", "nano/vocoder", "--codec", codec, "--output-dir", codec / "vocoder"],
+    ]  # fmt: skip
+
+
+def steps_of_prosody(folder: Path) -> list[list]:
+    """The shipped teacher and suites, which read the codec's units, pitch and style; and voices nobody has heard."""
+    codec, streams = folder / "codec", folder / "streams"
+    return [
+        [
+            "extract-units", "--corpus", folder / "codec_corpus", "--codec", codec,
+            "--streams", "unit", "pitch", "style", "--output-dir", streams,
+        ],
+        [
+            "train", "nano/expressive_teacher", "--units", streams, "--init-from", folder / "story_teacher",
+            "--output-dir", folder / "expressive_teacher",
+        ],
+        ["build-suites", "nano/suites", "--codec", codec, "--output-dir", folder / "suites"],
         ["prepare", "nano/unseen_voices", "--output-dir", folder / "assets" / "audio" / "kokoro"],
     ]  # fmt: skip
-    for step in steps:
-        words = [str(word) for word in step]
-        print(f"\ntinywave {' '.join(words)}", flush=True)
-        if exit_code := command_line.main(words):
-            return exit_code
-    collect_assets(folder)
-    print(folder / "assets")
-    return 0
 
 
 def collect_assets(folder: Path) -> None:
-    """Copies what is shipped of the encoder, the teacher, the vocoder and the suites into `folder/assets`."""
+    """Copies what is shipped of the encoders, the vocoder, the teacher and the suites into `folder/assets`."""
     assets = folder / "assets"
-    load_speech_encoder(folder / "speech_encoder").save_quantizer(assets / "speech_encoder")
-    model, processor = load_language_model(folder / "story_teacher")
+    load_speech_encoder(folder / "whisper_units").save_quantizer(assets / "whisper_units")
+    codec = load_codec(folder / "codec", griffin_lim=True)
+    for name in ("speech_encoder", "pitch_encoder", "style_encoder", "vocoder"):
+        save_in_bfloat16(getattr(codec, name), assets / "codec" / name)
+    model, processor = load_language_model(folder / "expressive_teacher")
     save_in_bfloat16(model, assets / "teacher")
     processor.save_pretrained(assets / "teacher")
-    save_in_bfloat16(load_vocoder(folder / "vocoder"), assets / "vocoder")
     (assets / "suites").mkdir(exist_ok=True)
     for suite in sorted((folder / "suites").glob("*.parquet")):
         shutil.copy2(suite, assets / "suites" / suite.name)

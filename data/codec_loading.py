@@ -93,7 +93,7 @@ def load_codec(
         f0_extractor = load_f0_extractor(pitch_encoder.config.f0_extractor)
     if "style" in wanted:
         style_encoder = StyleEncoder.from_pretrained(folder / "style_encoder").eval()
-    if vocoder is None and (folder / "vocoder").is_dir():
+    if vocoder is None and (folder / "vocoder" / "config.json").is_file():
         vocoder = folder / "vocoder"
     speaker = None if vocoder is None else load_vocoder(vocoder)
     if isinstance(speaker, Vocoder) and not griffin_lim:

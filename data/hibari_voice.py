@@ -63,7 +63,7 @@ STYLES = {
     "happy": SpeakingStyle(pitch=1.2, pitch_range=1.5, speed=1.12),
     "sad": SpeakingStyle(pitch=0.88, pitch_range=0.5, speed=0.8, tilt=-3.0),
     "angry": SpeakingStyle(pitch=1.1, pitch_range=1.3, speed=1.15, tilt=3.0),
-    "breathy": SpeakingStyle(breathiness=1.0),
+    "breathy": SpeakingStyle(breathiness=4.0),
 }
 
 

@@ -5,48 +5,63 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinywave.cli.shipped import ASSETS, AUDIO, SPEECH_ENCODER, SUITES, TEACHER, VOCODER
+from tinywave.cli.shipped import ASSETS, AUDIO, CODEC, SUITES, TEACHER, WHISPER_UNITS
+from tinywave.data.audio_io import load_audio
+from tinywave.data.codec_loading import load_codec
 from tinywave.data.corpus import iterate_corpus, verify_splits
 from tinywave.data.kokoro_voice import TEST_VOICES
-from tinywave.data.unit_extraction import load_speech_encoder
 from tinywave.eval.recordings import read_corpus_recordings, read_recordings
 from tinywave.eval.suites import read_suite
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
 from tinywave.processing_tinywave import TinyWaveProcessor
-from tinywave.vocoder_tinywave import Vocoder
 
 ROOT = Path(__file__).parents[1]
 SUITE_NAMES = ("lexical", "syntactic", "story", "speaker")
 
 
+PARTS = ("speech_encoder", "pitch_encoder", "style_encoder", "vocoder")
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return load_codec(CODEC)
+
+
 def test_weights_stay_within_25_megabytes():
-    weights = [path for folder in (SPEECH_ENCODER, TEACHER, VOCODER) for path in folder.rglob("*.safetensors")]
-    assert len(weights) == 3
+    weights = sorted(ASSETS.rglob("*.safetensors"))
+    folders = [TEACHER, WHISPER_UNITS, *(CODEC / name for name in PARTS)]
+    assert [path.parent for path in weights] == sorted(folders)
     assert sum(path.stat().st_size for path in weights) <= 25e6
 
 
 def test_the_code_beside_the_weights_is_the_code_of_this_repository():
-    copies = [*TEACHER.glob("*.py"), *VOCODER.glob("*.py")]
-    assert {path.name for path in copies} >= {"modeling_tinywave.py", "processing_tinywave.py", "vocoder_tinywave.py"}
+    copies = [path for folder in (TEACHER, *(CODEC / name for name in PARTS)) for path in folder.glob("*.py")]
+    assert {path.name for path in copies} >= {
+        "modeling_tinywave.py", "processing_tinywave.py", "vocoder_tinywave.py", "speech_encoder_tinywave.py",
+        "pitch_encoder_tinywave.py", "style_encoder_tinywave.py",
+    }  # fmt: skip
     for path in copies:
         assert path.read_text() == (ROOT / path.name).read_text(), f"{path} is stale; save the model again"
 
 
-def test_teacher_processor_and_vocoder_agree_on_the_units():
-    model, vocoder = TinyWaveForCausalLM.from_pretrained(TEACHER), Vocoder.from_pretrained(VOCODER)
-    processor = TinyWaveProcessor.from_pretrained(TEACHER)
-    assert model.num_parameters() == 5_263_680
-    assert model.config.num_units == vocoder.config.num_units == processor.config.num_units == 500
-    inputs = processor([("speech", [3, 4, 5])])
+def test_the_teacher_reads_the_streams_of_the_codec(codec):
+    model, processor = TinyWaveForCausalLM.from_pretrained(TEACHER), TinyWaveProcessor.from_pretrained(TEACHER)
+    assert model.num_parameters() == 5_288_256
+    counts = (codec.speech_encoder.num_units, codec.pitch_encoder.num_codes, codec.style_encoder.num_styles)
+    for config in (model.config, processor.config):
+        assert (config.num_units, config.num_pitch_tokens, config.num_style_tokens) == counts
+    vocoder = codec.vocoder.config
+    assert (vocoder.num_units, vocoder.num_pitch_tokens, vocoder.num_style_tokens) == counts
+    streams = codec.encode([load_audio(next((AUDIO / "librivox").glob("*.flac")))])[0]
     with torch.no_grad():
-        assert torch.isfinite(model(**inputs).logits).all()
+        assert torch.isfinite(model(**processor([("speech", streams)])).logits).all()
 
 
 @pytest.mark.parametrize("name", SUITE_NAMES)
-def test_suites_were_made_with_the_shipped_encoder(name):
+def test_suites_were_made_with_the_shipped_codec(name, codec):
     pairs = read_suite(SUITES / f"{name}.parquet")
     assert len(pairs) >= 200
-    assert {pair.encoder for pair in pairs} == {load_speech_encoder(SPEECH_ENCODER).fingerprint()}
+    assert {pair.encoder for pair in pairs} == {codec.fingerprint()}
 
 
 def test_unseen_voices_are_the_test_voices():
@@ -63,5 +78,5 @@ def test_librivox_clips_have_transcripts():
 
 
 def test_every_folder_has_a_card():
-    folders = [SPEECH_ENCODER, TEACHER, VOCODER, SUITES, AUDIO / "kokoro", AUDIO / "librivox", ASSETS / "text"]
+    folders = [CODEC, WHISPER_UNITS, TEACHER, SUITES, AUDIO / "kokoro", AUDIO / "librivox", ASSETS / "text"]
     assert all((folder / "README.md").is_file() for folder in folders)
