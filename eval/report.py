@@ -17,6 +17,7 @@ from .results_table import (
     format_count,
     format_percent,
     mean_accuracies,
+    prosody_to_rows,
     report_to_rows,
     resynthesis_to_rows,
     suite_to_label,
@@ -30,7 +31,7 @@ MEANING_OF_SUITE = {
     "speaker": "Who is speaking? One voice throughout against a voice that changes after the first sentence.",
 }
 HOW_PAIRS_ARE_SCORED = (
-    "The model hears both of a pair and is right if it gives the first the higher mean log-likelihood per unit; "
+    "The model hears both of a pair and is right if it gives the first the higher mean log-likelihood per token; "
     "a tie counts half and chance is 50 %. Whiskers and brackets are 95 % intervals from resampling the pairs."
 )
 # What `DistillationTrainer` logs beside the total loss; without distillation the total is the cross-entropy.
@@ -66,6 +67,7 @@ def write_report(report: dict, output_folder: str | os.PathLike) -> Path:
             `DistillationTrainer` logs}),
             `continuations` ([{"title", "text", "prompt", "teacher", "student", "no_distillation"}], paths of
             recordings, and optionally "transcripts": {"teacher": heard words, ...}),
+            `prosody` ({model: record of `measure_prosody`}, of all three models),
             `comparisons` (as `evaluate_models` makes them; shown is the perplexity of student minus no distillation),
             `speed`, `environment` and `configuration` (any names and values).
         output_folder (path): made if it does not exist. Relative paths of recordings are looked up in it.
@@ -111,6 +113,7 @@ def report_to_page(report: dict, folder: Path) -> dict:
         "perplexity": perplexity_to_dots(report["perplexity"]),
         "perplexity_sentence": perplexity_sentence(report),
         "resynthesis": resynthesis_to_rows(report),
+        "prosody": prosody_to_rows(report),
         "charts": curves_to_charts(report.get("curves", {})),
         "durations": bars({suite_to_label(step): value for step, value in report.get("seconds", {}).items()}),
         "details": {

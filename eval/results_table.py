@@ -127,10 +127,48 @@ def resynthesis_to_rows(report: dict) -> list[tuple[str, str]]:
     return [(suite_to_label(name), format_percent(value)) for name, value in report.get("resynthesis_wer", {}).items()]
 
 
+def prosody_to_rows(report: dict) -> list[Row]:
+    """Return what each model keeps of the prosody of a prompt; nothing where it was not measured.
+
+    `report["prosody"]` holds the record of `measure_prosody` of each model.
+    """
+    records = [report.get("prosody", {}).get(model) for model in MODELS]
+    if not all(records):
+        return []
+    rows = []
+    for style in records[0]["style"]:
+        for label, key in (("after its own prompts", "own_share"), ("after other prompts", "share_after_others")):
+            values = tuple(format_measurement(record["style"][style][key], 100, " %") for record in records)
+            rows.append(Row(f"{suite_to_label(style)} style tokens {label}", values))
+    for pair in records[0]["mean_f0_difference"]:
+        first, second = pair.split("-")
+        values = tuple(format_measurement(record["mean_f0_difference"][pair], 1, " Hz") for record in records)
+        rows.append(Row(f"F0 after {first} minus after {second} prompts", values))
+    return rows
+
+
+def format_measurement(measurement: dict | None, factor: float, unit: str) -> str:
+    """Write a value with its 95 % interval; "undefined" where there was nothing to measure.
+
+    >>> format_measurement({"value": 0.75, "ci95": [0.6, 0.9049]}, 100, " %")
+    '75.0 % [60.0, 90.5]'
+    """
+    if measurement is None:
+        return "undefined"
+    value, low, high = (factor * number for number in (measurement["value"], *measurement["ci95"]))
+    return f"{value:.1f}{unit} [{low:.1f}, {high:.1f}]"
+
+
 def report_to_markdown(report: dict) -> str:
-    """Return the results as Markdown tables: the models, and what is left of speech after a trip through the units."""
+    """Return the results as Markdown tables: the models, and where they were measured the prosody that goes on, and
+    what is left of speech after a trip through the units."""
     lines = ["| | " + " | ".join(MODELS.values()) + " |", "|---|" + "---:|" * len(MODELS)]
     lines.extend(f"| {row.label} | " + " | ".join(row.values) + " |" for row in report_to_rows(report))
+    prosody = prosody_to_rows(report)
+    if prosody:
+        lines.extend(["", "| prosody of a prompt continued | " + " | ".join(MODELS.values()) + " |"])
+        lines.append("|---|" + "---:|" * len(MODELS))
+        lines.extend(f"| {row.label} | " + " | ".join(row.values) + " |" for row in prosody)
     resynthesis = resynthesis_to_rows(report)
     if resynthesis:
         lines.extend(["", "| speech -> units -> speech | word error rate |", "|---|---:|"])
@@ -140,7 +178,7 @@ def report_to_markdown(report: dict) -> str:
 
 def report_to_text(report: dict) -> str:
     """Return the results as aligned plain text for the terminal."""
-    table = [Row("", tuple(MODELS.values())), *report_to_rows(report)]
+    table = [Row("", tuple(MODELS.values())), *report_to_rows(report), *prosody_to_rows(report)]
     table.extend(Row(f"Word error rate, {name}", (value,)) for name, value in resynthesis_to_rows(report))
     label_width = max(len(row.label) for row in table)
     widths = [max(len(row.values[column]) for row in table if column < len(row.values)) for column in range(3)]

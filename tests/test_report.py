@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 import soundfile
 
+from tinywave.eval.prosody import StyledContinuation, measure_prosody
 from tinywave.eval.report import write_report
 from tinywave.eval.report_figures import Curve, curves_to_svg, waveform_to_decibels
-from tinywave.eval.results_table import END_MARKER, START_MARKER, report_to_rows, report_to_text, update_readme
+from tinywave.eval.results_table import (
+    END_MARKER,
+    START_MARKER,
+    prosody_to_rows,
+    report_to_markdown,
+    report_to_rows,
+    report_to_text,
+    update_readme,
+)
 
 MODELS = ("teacher", "student", "no_distillation")
 
@@ -202,6 +211,25 @@ def test_rows_hold_size_suites_mean_perplexity_and_retention(report):
     assert rows["Mean accuracy"] == ("75.0 %", "73.0 %", "65.0 %")
     assert rows["Held-out perplexity"] == ("2.000", "2.100", "2.400")
     assert rows["Accuracy kept, above chance"] == ("", "92.0 %", "")
+
+
+def test_prosody_is_shown_where_it_was_measured(report, tmp_path):
+    assert "prosody" not in report_to_markdown(report)
+    continuations = [
+        StyledContinuation("a", "happy", ("happy", "happy", "sad"), 200.0),
+        StyledContinuation("b", "sad", ("sad",), 150.0),
+    ]
+    report["prosody"] = dict.fromkeys(MODELS, measure_prosody(continuations))
+    report["prosody"]["student"] = measure_prosody([*continuations[:1], StyledContinuation("b", "sad", (), None)])
+    rows = {row.label: row.values for row in prosody_to_rows(report)}
+    assert rows["Happy style tokens after its own prompts"] == ("66.7 % [66.7, 66.7]",) * 3
+    assert rows["Happy style tokens after other prompts"][:2] == ("0.0 % [0.0, 0.0]", "undefined")
+    assert rows["F0 after happy minus after sad prompts"][::2] == ("50.0 Hz [50.0, 50.0]",) * 2
+    line = "| F0 after happy minus after sad prompts | 50.0 Hz [50.0, 50.0] | undefined |"
+    assert line in report_to_markdown(report)
+    assert "Happy style tokens after its own prompts" in report_to_text(report)
+    report["continuations"] = []
+    assert "Prosody of a prompt continued" in write_report(report, tmp_path).read_text()
 
 
 def test_the_terminal_table_is_aligned(report):
