@@ -18,11 +18,13 @@ from tinywave.tokenization_tinywave import (
     deduplicate,
     ids_to_segments,
     ids_to_streams,
+    ids_to_tokens,
     ids_to_units,
     meaningful_ids,
     modality_of_ids,
     segments_to_ids,
     streams_to_ids,
+    tokens_to_ids,
     train_text_tokenizer,
     units_to_ids,
 )
@@ -277,6 +279,35 @@ def test_stock_tokenizer_agrees_with_segments():
     assert TOKENIZER.decode(ids[1:]) == written
 
 
+@settings(deadline=None)
+@given(st.lists(st.integers(510, 1080), max_size=60))
+def test_names_of_speech_tokens_survive_ids(ids):
+    """Markers, units, pitch and style, as the tokenizer of the layout names them."""
+    tokens = ids_to_tokens(ids, NANO_EXPRESSIVE)
+    assert tokens == EXPRESSIVE_TOKENIZER.convert_ids_to_tokens(ids)
+    found = tokens_to_ids(tokens, NANO_EXPRESSIVE)
+    assert found.tolist() == ids and found.dtype == np.int64
+
+
+def test_names_follow_the_layout():
+    streams = SpeechStreams([78, 78, 42], [13, 14], [81])
+    tokens = ids_to_tokens(streams_to_ids(streams, EXPRESSIVE), EXPRESSIVE)
+    assert tokens == ["[St81]", "[Pi13]", "[Hu78]", "[Pi14]", "[Hu42]"]
+    assert tokens_to_ids(tokens, EXPRESSIVE).tolist() == [32567 + 81, 32503 + 13, 32002 + 78, 32503 + 14, 32002 + 42]
+
+
+@pytest.mark.parametrize("index", [-1, 0, 1, 509, 1081, 5000])
+def test_ids_without_a_name_of_speech(index):
+    with pytest.raises(ValueError, match=f"id {index} is not speech; expected a unit, pitch or style token, or a mar"):
+        ids_to_tokens([512, index], NANO_EXPRESSIVE)
+
+
+@pytest.mark.parametrize("token", ["[Hu500]", "[Pi0]", "Hu1", "[hu1]", "", "<s>", "[Hu01]"])
+def test_names_that_a_layout_does_not_have(token):
+    with pytest.raises(ValueError, match=r"at position 1 is unknown; this layout has 506 text, 500 unit tokens"):
+        tokens_to_ids(["[Hu1]", token], NANO)
+
+
 def test_published_layout_takes_a_given_tokenizer():
     tokenizer = build_tokenizer(EXPRESSIVE, published_text_tokenizer(32000))
     names = ["[Text]", "[Speech]", "[Hu0]", "[Hu500]", "[Pi0]", "[Pi63]", "[St0]", "[St99]"]
@@ -523,3 +554,11 @@ def test_wrong_ids_and_durations():
         streams_to_ids(ids_to_streams([512], NANO_EXPRESSIVE), NANO_EXPRESSIVE, return_durations=True)
     with pytest.raises(ValueError, match="found 1 values of pitch for 2 parsed units"):
         SpeechStreams([1, 2], [1], ids=[512, 513])
+
+
+def test_the_last_style_and_pitch_may_be_a_token_apart():
+    """1.03 s of sound: 25 units, 12 pitch tokens (0.96 s) and a second style token that has hardly begun."""
+    streams = SpeechStreams(np.arange(25), np.arange(12), np.array([1, 2]))
+    assert len(streams_to_ids(streams, NANO_EXPRESSIVE)) == 25 + 12 + 2
+    with pytest.raises(ValueError, match="span different times: 3.00 s of style"):
+        streams_to_ids(SpeechStreams(np.arange(25), np.arange(12), np.array([1, 2, 3])), NANO_EXPRESSIVE)
