@@ -31,6 +31,7 @@ VERBS = {
     "train-hifigan": "train a HiFi-GAN on units, pitch and style; needs a GPU",
     "build-suites": "build the minimal-pair test suites",
     "evaluate": "score a model on the test suites and its perplexity",
+    "evaluate-codec": "measure a codec: units, words, melody, style, speed and size",
     "encode": "turn a recording into speech units",
     "decode": "turn speech units into a recording",
     "generate": "continue a recording",

@@ -8,6 +8,7 @@ import pytest
 
 from tinywave.eval.codec_quality import (
     NO_PHONE,
+    count_equal_frames,
     frame_accuracy,
     timed_phones_to_frames,
     unit_edit_distance,
@@ -17,6 +18,7 @@ from tinywave.eval.codec_quality import (
 
 def test_frame_accuracy_counts_frames_of_all_utterances_and_drops_a_missing_last_one():
     assert frame_accuracy([[1, 2, 3], [5]], [[1, 9, 3, 4], [5]]) == pytest.approx(3 / 4)
+    assert count_equal_frames([[1, 2, 3], [5]], [[1, 9, 3, 4], [5]]) == [(2, 3), (1, 1)]
     assert frame_accuracy([[7, 7]], [[7, 7]]) == 1.0
 
 
