@@ -227,6 +227,13 @@ class CorrectionArguments(TrainingArguments):
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         metadata={"help": "Names of the linear layers that are adapted: by default all of Llama's blocks."},
     )
+    trainable_token_indices: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Ids whose rows of the embedding and of the LM head are trained in full, such as those of new "
+            "speech tokens; none by default."
+        },
+    )
 
     def __post_init__(self):
         if self.lora_rank < 1:
@@ -235,4 +242,6 @@ class CorrectionArguments(TrainingArguments):
             raise ValueError("`lora_target_modules` is empty: name at least one linear layer.")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"`lora_dropout` must be in [0, 1); found {self.lora_dropout}.")
+        if self.trainable_token_indices is not None and not self.trainable_token_indices:
+            raise ValueError("`trainable_token_indices` is empty: name at least one id, or leave it out.")
         super().__post_init__()

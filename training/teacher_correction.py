@@ -4,7 +4,7 @@ A LoRA fine-tune on the target corpus, merged back into the weights, so that the
 of its class.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer
@@ -37,7 +37,8 @@ def correct_teacher(
 
     Raises:
         ImportError: when `peft` is not installed.
-        ValueError: when no layer has one of the names in `arguments.lora_target_modules`.
+        ValueError: when no layer has one of the names in `arguments.lora_target_modules`, or an id to train is not in
+            the teacher's vocabulary.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -49,6 +50,7 @@ def correct_teacher(
         lora_alpha=arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
         target_modules=list(arguments.lora_target_modules),
+        trainable_token_indices=_trainable_rows(teacher, arguments.trainable_token_indices),
     )
     trainer = Trainer(
         model=get_peft_model(teacher, lora),
@@ -65,3 +67,18 @@ def correct_teacher(
         if processing_class is not None:
             processing_class.save_pretrained(arguments.output_dir)
     return corrected
+
+
+def _trainable_rows(teacher: PreTrainedModel, ids: Sequence[int] | None) -> dict[str, list[int]] | None:
+    """The rows to train by the name of the layer: of the embedding and, unless both are one, of the LM head."""
+    if ids is None:
+        return None
+    ids, vocab_size = sorted(set(ids)), teacher.config.vocab_size
+    outside = [index for index in ids if not 0 <= index < vocab_size]
+    if outside:
+        raise ValueError(
+            f"`trainable_token_indices` has {outside[:5]}, and the teacher's ids are 0 to {vocab_size - 1}."
+        )
+    layers = {id(layer.weight): layer for layer in (teacher.get_output_embeddings(), teacher.get_input_embeddings())}
+    names = {id(module): name.rpartition(".")[2] for name, module in teacher.named_modules()}
+    return {names[id(layer)]: ids for layer in layers.values()}
