@@ -225,17 +225,27 @@ class SpeechCodec:
         return options | {name: codes[name] for name in self.heard_streams}
 
     def timed_to_frames(self, streams: SpeechStreams) -> SpeechStreams:
-        """Timed streams -> the same with the pitch and the style of every unit frame, all of shape `(units,)`."""
+        """Timed streams -> the same with the pitch and the style of every unit frame, all of shape `(units,)`.
+
+        Raises `ValueError` for a stream that lasts more than a second shorter or longer than the units.
+        """
         return SpeechStreams(
             streams.units,
-            self._hold(streams.pitch, len(streams), self.pitch_rate),
-            self._hold(streams.style, len(streams), self.style_rate),
+            self._hold("pitch", streams.pitch, len(streams), self.pitch_rate),
+            self._hold("style", streams.style, len(streams), self.style_rate),
         )
 
-    def _hold(self, values: np.ndarray | None, num_frames: int, rate: float) -> np.ndarray | None:
+    def _hold(self, name: str, values: np.ndarray | None, num_frames: int, rate: float) -> np.ndarray | None:
         """Values at `rate` -> the value that stands at the start of each unit frame; the last one is held."""
         if values is None or len(values) == num_frames:
             return values
+        seconds, expected = len(values) / rate, num_frames / self.speech_encoder.frame_rate
+        # The last second of style may be almost empty, and clocks differ from true rates by less than a thousandth.
+        if len(values) == 0 or abs(seconds - expected) > 1 + 1e-3 * expected:
+            raise ValueError(
+                f"found {seconds:.2f} s of {name} for {expected:.2f} s of units; expected {rate:g} values a second, "
+                "repeats kept"
+            )
         positions = (np.arange(num_frames) * (rate / self.speech_encoder.frame_rate)).astype(np.int64)
         return values[np.minimum(positions, len(values) - 1)]
 

@@ -59,6 +59,80 @@ def test_rows_with_pitch_and_style_come_out_as_alone(expressive):
         torch.testing.assert_close(together.features[index, :num_frames], alone.features[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def flexible() -> Vocoder:
+    """A vocoder that hears pitch and style where they are there."""
+    torch.manual_seed(2)
+    sizes = {"num_units": 20, "hidden_size": 32, "duration_hidden_size": 16, "optional_prosody": True}
+    return Vocoder(VocoderConfig(**sizes, num_pitch_tokens=8, num_style_tokens=3)).eval()
+
+
+def test_no_prosody_is_no_code_at_any_unit(flexible):
+    units, pitch, style = (torch.randint(count, (1, 40)) for count in (20, 8, 3))
+    none = torch.full_like(units, -1)
+    for given, absent in (
+        ((None, None), (none, none)),
+        ((pitch, None), (pitch, none)),
+        ((None, style), (none, style)),
+    ):
+        torch.testing.assert_close(flexible(units, None, *given).features, flexible(units, None, *absent).features)
+    assert not torch.equal(flexible(units).features, flexible(units, None, pitch).features)
+    assert not torch.equal(flexible(units).features, flexible(units, None, None, style).features)
+
+
+def test_a_code_is_missing_only_where_it_is(flexible):
+    """Frames that no missing code reaches come out as with all codes."""
+    units, pitch, style = (torch.randint(count, (1, 100)) for count in (20, 8, 3))
+    partly = pitch.clone()
+    partly[0, 50:] = -1
+    whole, missing = flexible(units, None, pitch, style), flexible(units, None, partly, style)
+    moved = (whole.log_f0 - missing.log_f0).abs()[0].amax(-1).nonzero()[:, 0]
+    assert int(moved.min()) >= 80 - 15 and int(moved.max()) == 159
+
+
+def test_rows_with_and_without_prosody_come_out_as_alone(flexible):
+    rows = [torch.randint(20, (size,)) for size in (31, 4, 18)]
+    pitch = [torch.randint(8, (31,)), torch.full((4,), -1), torch.randint(8, (18,))]
+    style = [torch.randint(3, (31,)), torch.randint(3, (4,)), torch.full((18,), -1)]
+    pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_value=-1)
+    together = flexible(pad(rows), None, pad(pitch), pad(style))
+    for index, (row, *codes) in enumerate(zip(rows, pitch, style, strict=True)):
+        alone = flexible(row[None], None, *(None if int(code[0]) < 0 else code[None] for code in codes))
+        num_frames = int(alone.lengths[0])
+        assert together.lengths[index] == num_frames
+        torch.testing.assert_close(together.features[index, :num_frames], alone.features[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("heard", [(), ("pitch",), ("style",)])
+def test_streamed_outputs_without_prosody_are_those_of_the_whole(flexible, heard):
+    units, durations = torch.randint(20, (60,)), torch.randint(1, 3, (60,))
+    codes = {"pitch": torch.randint(8, (60,)), "style": torch.randint(3, (60,))}
+    frames = {name: codes[name].repeat_interleave(durations)[None] for name in heard}
+    whole = flexible(units.repeat_interleave(durations)[None], **frames)
+    given = {name: codes[name].tolist() for name in heard}
+    pieces = list(flexible.stream_outputs(units.tolist(), durations.tolist(), **given, chunk_units=20))
+    for name in ("features", "log_f0", "log_mel"):
+        joined = torch.cat([piece[name] for piece in pieces], dim=1)
+        torch.testing.assert_close(joined, whole[name], rtol=1e-5, atol=1e-6)
+
+
+def test_units_alone_are_spoken(flexible):
+    spoken = flexible.units_to_waveform([1, 2, 3], [4, 4, 5])
+    assert spoken.shape == (13 * 960,)
+    assert not torch.equal(spoken, flexible.units_to_waveform([1, 2, 3], [4, 4, 5], pitch=[1, 2, 3], style=1))
+    with pytest.raises(ValueError, match="between -1 and 1; this vocoder knows 0 to 7"):
+        flexible.units_to_waveform([1, 2], [1, 1], pitch=[1, -1])
+
+
+def test_a_vocoder_of_units_alone_has_no_prosody_to_leave_out():
+    vocoder = Vocoder(
+        VocoderConfig(num_units=20, hidden_size=16, duration_hidden_size=8, optional_prosody=True)
+    ).eval()
+    assert vocoder(torch.tensor([[1, 2]])).features.shape == (1, 3, 128)
+    with pytest.raises(ValueError, match="no pitch input"):
+        vocoder(torch.tensor([[1, 2]]), None, torch.tensor([[1, 2]]))
+
+
 def test_a_pitch_code_is_heard_at_its_own_time(expressive):
     """It reaches 15 frames: three convolutions of kernel 7 at the frame rate, two of them dilated by 2."""
     units, pitch, style = (torch.randint(count, (1, 100)) for count in (20, 8, 3))
@@ -250,7 +324,7 @@ def test_a_folder_from_before_pitch_and_style_loads_unchanged(vocoder, tmp_path)
     vocoder.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
-    for name in ("num_pitch_tokens", "num_style_tokens", "pitch_rate", "style_rate"):
+    for name in ("num_pitch_tokens", "num_style_tokens", "pitch_rate", "style_rate", "optional_prosody"):
         del config[name]
     path.write_text(json.dumps(config))
     loaded = Vocoder.from_pretrained(tmp_path).eval()

@@ -14,6 +14,7 @@ from tinywave.vocoder_inputs_tinywave import (
     overlapping_windows,
     spoken_frames,
     window_to_tensors,
+    with_predicted_durations,
 )
 
 
@@ -95,6 +96,26 @@ def test_durations_predicted_on_the_way_are_those_of_the_whole(units):
     frames = list(spoken_frames(units, None, streams, 10, _durations_from_neighbours))
     expected = [[u, u % 3, 1, None] for u, duration in zip(units, whole, strict=True) for _ in range(duration)]
     assert frames == expected
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(0, 30))
+@settings(deadline=None, max_examples=40)
+def test_durations_go_on_after_units_that_are_past(units, num_past):
+    rows = [(unit, None) for unit in units]
+    whole = _durations_from_neighbours(torch.tensor([units]))[0].tolist()
+    found = list(with_predicted_durations(iter(rows[num_past:]), _durations_from_neighbours, past=rows[:num_past]))
+    assert found == list(zip(rows, whole, strict=True))[num_past:]
+
+
+def test_optional_codes_may_be_left_out():
+    ones = torch.ones(2, dtype=torch.long)
+    assert codes_at_frames("pitch", None, ones, 8, 0.5, is_optional=True) is None
+    frames = spoken_frames([1, 2], [1, 2], [("pitch", None, 5)], 10, _durations_from_neighbours, is_optional=True)
+    assert list(frames) == [[1, None], [2, None], [2, None]]
+    with pytest.raises(ValueError, match="no pitch input, leave them out"):
+        codes_at_frames("pitch", [1, 2], ones, 0, 0.5, is_optional=True)
+    with pytest.raises(ValueError, match="between 9 and 9"):
+        codes_at_frames("pitch", 9, ones, 8, 0.5, is_optional=True)
 
 
 def test_units_are_read_no_further_than_needed():
