@@ -38,7 +38,7 @@ def read_record(path: Path) -> dict:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}); expected the output of `tinywave encode`") from error
-    if not isinstance(record, dict) or not record.keys() & {"units", "tokens"}:
+    if not isinstance(record, dict) or record.get("units") is None and record.get("tokens") is None:
         raise ValueError(f'{path} has neither "units" nor "tokens"; expected the output of `tinywave encode`')
     for name, kind, words in (*((name, int, "whole numbers") for name in STREAM_FIELDS), ("tokens", str, "names")):
         values = record.get(name)
@@ -48,7 +48,15 @@ def read_record(path: Path) -> dict:
 
 
 def record_to_streams(record: dict, codec: SpeechCodec) -> SpeechStreams:
-    """Timed streams of a record with units, parsed ones (without durations) of a record with tokens alone."""
+    """Timed streams of a record with units, parsed ones (without durations) of a record with tokens alone.
+
+    Raises `ValueError` for a record of another codec, as far as it names one, and for tokens that are unknown.
+    """
+    if record.get("codec") not in (None, codec.fingerprint()):
+        raise ValueError(
+            f"the record is of the codec {record['codec']}, this one is {codec.fingerprint()}; decode with the "
+            "--codec and --speech-encoder that it was encoded with"
+        )
     if record.get("units") is not None:
         return SpeechStreams(*(record.get(name) for name in STREAM_FIELDS))
     layout = codec.token_layout()

@@ -1,17 +1,27 @@
 """`tinywave generate prompt.wav continuation.wav --model outputs/quickstart/student`"""
 
+from collections.abc import Sequence
+
 import numpy as np
 from transformers.trainer_utils import set_seed
 
+from ..codec_tinywave import SpeechCodec
 from ..data.audio_io import load_audio, write_audio
-from ..pipeline_tinywave import TinyWavePipeline
+from ..generation_tinywave import OUTPUT_MODALITIES
+from ..pipeline_tinywave import GeneratedSegment, TinyWavePipeline
 from .loading import add_codec_arguments, load_language_model, open_codec
 from .shipped import TEACHER
 
 
 def add_arguments(parser):
-    parser.add_argument("prompt", help="audio file to continue; any sampling rate and number of channels")
-    parser.add_argument("output", help="audio file to write, .wav or .flac")
+    parser.add_argument("prompt", nargs="?", help="audio file to continue; any sampling rate and number of channels")
+    parser.add_argument("output", nargs="?", help="audio file to write, .wav or .flac; not needed for text")
+    parser.add_argument(
+        "--text", help="text to continue, alone or after the prompt; with it the prompt may be left out"
+    )
+    parser.add_argument(
+        "--output-modality", choices=OUTPUT_MODALITIES, default="speech", help="what comes out; text is printed"
+    )
     parser.add_argument("--model", default=str(TEACHER), help="folder of the language model")
     add_codec_arguments(parser)
     parser.add_argument("--max-new-tokens", type=int, default=100, help="most tokens to add; 18 to 28 make a second")
@@ -22,26 +32,64 @@ def add_arguments(parser):
 
 
 def run(arguments) -> int:
-    """Continue a recording, write the new part and print its path."""
+    """Continue a recording, a text or both; print new text, write new speech and print its path."""
     sampling = sampling_options(arguments.temperature, arguments.top_k, arguments.max_new_tokens)
-    waveform = load_audio(arguments.prompt)
+    prompt, output = choose_files(arguments)
+    conversation = [] if prompt is None else [("speech", load_audio(prompt))]
+    if arguments.text is not None:
+        conversation.append(("text", arguments.text))
     model, processor = load_language_model(arguments.model)
     codec = open_codec(arguments, model.config.stream_ranges())
     set_seed(arguments.seed)
-    segments = TinyWavePipeline(model, processor, codec)([("speech", waveform)], **sampling)
+    pipeline = TinyWavePipeline(model, processor, codec)
+    segments = pipeline(conversation, output_modality=arguments.output_modality, **sampling)
     if not segments:
-        raise ValueError(f"the model ends right after {arguments.prompt}; try another --seed or a shorter prompt")
-    spoken = segments[0].waveform.numpy()
-    if arguments.with_prompt:
-        spoken = np.concatenate([load_audio(arguments.prompt, codec.output_sampling_rate), spoken])
-    write_audio(arguments.output, spoken, codec.output_sampling_rate)
-    print(arguments.output)
+        raise ValueError(f"the model ends right after {prompt or 'the text'}; try another --seed or a shorter prompt")
+    print_text(segments)
+    if any(segment.modality == "speech" for segment in segments):
+        write_speech(segments, codec, output, prompt if arguments.with_prompt else None)
+        print(output)
     return 0
+
+
+def choose_files(arguments) -> tuple[str | None, str | None]:
+    """Return the recording to continue and the file to write; a single file is the latter where speech comes out.
+
+    Raises `ValueError` where there is nothing to continue, nowhere to write to, or no prompt to write first.
+    """
+    prompt, output = arguments.prompt, arguments.output
+    if output is None and arguments.output_modality != "text":
+        prompt, output = None, prompt
+        if output is None:
+            raise ValueError(
+                "found no file for the speech; name one, .wav or .flac, or ask for --output-modality text"
+            )
+    if prompt is None and arguments.text is None:
+        raise ValueError("found nothing to continue; give a recording before the output file, or --text")
+    if prompt is None and arguments.with_prompt:
+        raise ValueError("found --with-prompt without a recording; leave it out")
+    return prompt, output
+
+
+def print_text(segments: Sequence[GeneratedSegment]) -> None:
+    """Print each text segment on a line of its own."""
+    for segment in segments:
+        if segment.modality == "text":
+            print(segment.text)
+
+
+def write_speech(segments: Sequence[GeneratedSegment], codec: SpeechCodec, output: str, prompt: str | None) -> None:
+    """Write all speech in a row, after the recording `prompt` if there is one."""
+    spoken = [segment.waveform.numpy() for segment in segments if segment.modality == "speech"]
+    if prompt is not None:
+        spoken.insert(0, load_audio(prompt, codec.output_sampling_rate))
+    write_audio(output, np.concatenate(spoken), codec.output_sampling_rate)
 
 
 def sampling_options(temperature: float, top_k: int, max_new_tokens: int) -> dict:
     """The options of `generate`. Raises `ValueError` for a setting out of range."""
-    if temperature < 0 or top_k < 1 or max_new_tokens < 1:
+    # The comparison is so that NaN is out of range as well.
+    if not temperature >= 0 or top_k < 1 or max_new_tokens < 1:
         raise ValueError(
             f"found temperature {temperature}, top-k {top_k} and {max_new_tokens} new tokens; expected a temperature "
             "of 0 or more, and at least 1 of the others"

@@ -97,75 +97,187 @@ def test_a_full_disk_says_what_to_do():
 
 
 @pytest.fixture(scope="module")
-def speech_encoder(tmp_path_factory):
-    """A complete speech encoder of the smallest size, with random weights."""
-    from transformers import WhisperConfig
+def codec(tmp_path_factory):
+    """Encoders of units, pitch and style and a vocoder, of the smallest size, with random weights."""
+    from tinywave import (
+        PitchEncoder,
+        PitchEncoderConfig,
+        SpeechCodec,
+        SpeechEncoder,
+        SpeechEncoderConfig,
+        StyleEncoder,
+        StyleEncoderConfig,
+        Vocoder,
+        VocoderConfig,
+        load_f0_extractor,
+    )
 
-    from tinywave import SpeechEncoder, SpeechEncoderConfig
-
-    backbone = WhisperConfig(
-        d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16, num_mel_bins=80
-    ).to_dict() | {"model_type": "whisper"}
     torch.manual_seed(0)
-    encoder = SpeechEncoder(SpeechEncoderConfig(backbone_config=backbone, layer=1, num_units=20))
+    backbone = {"model_type": "whisper", "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2}
+    backbone |= {"encoder_ffn_dim": 16, "num_mel_bins": 80}
+    encoder = SpeechEncoder(SpeechEncoderConfig(backbone_config=backbone, layer=1, num_units=20)).eval()
     for tensor in encoder.quantizer.state_dict().values():
         tensor.copy_(torch.rand(tensor.shape) + 0.5)
-    folder = tmp_path_factory.mktemp("speech_encoder")
-    encoder.save_pretrained(folder)
+    sizes = {"num_codes": 8, "hidden_size": 4, "code_size": 4, "f0_extractor": "swift-f0"}
+    pitch_encoder = PitchEncoder(PitchEncoderConfig(**sizes)).eval()
+    pitch_encoder.quantizer.codebook.normal_()
+    backbone = {"model_type": "wav2vec2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    backbone |= {"intermediate_size": 16, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 4}
+    backbone |= {"num_conv_pos_embedding_groups": 2}
+    style_encoder = StyleEncoder(StyleEncoderConfig(backbone_config=backbone, num_styles=3, projector_size=8)).eval()
+    sizes = {"num_units": 20, "hidden_size": 16, "num_layers": 2, "duration_hidden_size": 8}
+    sizes |= {"num_pitch_tokens": 8, "num_style_tokens": 3, "optional_prosody": True}
+    prosody = {"pitch_encoder": pitch_encoder, "style_encoder": style_encoder, "f0_extractor": load_f0_extractor()}
+    folder = tmp_path_factory.mktemp("codec")
+    SpeechCodec(encoder, Vocoder(VocoderConfig(**sizes)).eval(), **prosody).save_pretrained(folder)
     return folder
 
 
-@pytest.fixture(scope="module")
-def vocoder(tmp_path_factory):
-    """A vocoder of the smallest size, with random weights."""
-    from tinywave import Vocoder, VocoderConfig
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("vocoder")
-    Vocoder(VocoderConfig(num_units=20, hidden_size=16, num_layers=1, duration_hidden_size=8)).save_pretrained(folder)
-    return folder
+def tone(seconds=1.0, sampling_rate=44_100):
+    times = np.arange(int(seconds * sampling_rate)) / sampling_rate
+    return 0.3 * np.sin(2 * np.pi * 300 * times * (1 + times))
 
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
     path = tmp_path_factory.mktemp("recording") / "tone.wav"
-    times = np.arange(44_100) / 44_100
-    soundfile.write(path, np.stack([0.3 * np.sin(2 * np.pi * 300 * times * (1 + times))] * 2, axis=1), 44_100)
+    soundfile.write(path, np.stack([tone()] * 2, axis=1), 44_100)
     return path
 
 
-def test_a_recording_goes_to_units_and_back(recording, speech_encoder, vocoder, tmp_path, capsys):
-    assert command_line.main(["encode", str(recording), "--speech-encoder", str(speech_encoder)]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert sum(record["durations"]) == 25
-    assert all(0 <= unit < 20 for unit in record["units"])
-    assert record["seconds"] == 1.0
-    units = tmp_path / "units.json"
-    command_line.main(["encode", str(recording), "--speech-encoder", str(speech_encoder), "--output", str(units)])
-    assert json.loads(units.read_text()) == record
-    output = tmp_path / "back.wav"
-    assert command_line.main(["decode", str(units), str(output), "--vocoder", str(vocoder), "--griffin-lim"]) == 0
+def encode(path, codec, capsys) -> dict:
+    capsys.readouterr()
+    assert command_line.main(["encode", str(path), "--json", "--codec", str(codec)]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def decode(record, codec, folder) -> np.ndarray:
+    """What `decode` speaks of a record; with a vocoder of 24 kHz."""
+    tokens, output = folder / "tokens.json", folder / "out.wav"
+    tokens.write_text(json.dumps(record))
+    assert command_line.main(["decode", str(tokens), str(output), "--codec", str(codec), "--griffin-lim"]) == 0
     waveform, sampling_rate = soundfile.read(output)
-    assert (len(waveform), sampling_rate) == (24_000, 24_000)
+    assert sampling_rate == 24_000
+    return waveform
+
+
+def test_a_recording_goes_to_tokens_and_back(recording, codec, tmp_path, capsys):
+    record = encode(recording, codec, capsys)
+    assert [len(record[name]) for name in ("units", "pitch", "style")] == [25, 12, 1]
+    assert record["seconds"] == 1.0
+    assert (record["unit_rate"], record["pitch_rate"], record["style_rate"]) == (25.0, 12.5, 1.0)
+    assert record["tokens"][:2] == [f"[St{record['style'][0]}]", f"[Pi{record['pitch'][0]}]"]
+    assert len(decode(record, codec, tmp_path)) == 24_000
+    file = tmp_path / "record.json"
+    arguments = ["encode", str(recording), "--codec", str(codec)]
+    assert command_line.main([*arguments, "--output", str(file)]) == 0
+    assert json.loads(file.read_text()) == record
+    capsys.readouterr()
+    assert command_line.main(arguments) == 0
+    assert capsys.readouterr().out == "".join(record["tokens"]) + "\n"
+
+
+def test_parts_of_a_record_are_enough(recording, codec, tmp_path, capsys):
+    record = encode(recording, codec, capsys)
+    spoken = decode({"tokens": record["tokens"]}, codec, tmp_path)
+    assert len(spoken) > 0 and len(spoken) % 960 == 0  # whole units of 40 ms, of predicted durations
+    plain = decode({"units": record["units"]}, codec, tmp_path)
+    assert len(plain) == 24_000 and not np.array_equal(plain, decode(record, codec, tmp_path))
+
+
+def test_every_rate_and_number_of_channels_is_read(recording, codec, tmp_path, capsys):
+    """Units depend on the sound, not on the file: the same tone at other rates is one second of tokens."""
+    for number, (rate, channels, suffix) in enumerate([(8_000, 1, "wav"), (16_000, 1, "flac"), (48_000, 3, "wav")]):
+        path = tmp_path / f"{number}.{suffix}"
+        soundfile.write(path, np.stack([tone(sampling_rate=rate)] * channels, axis=1), rate)
+        record = encode(path, codec, capsys)
+        assert (record["seconds"], len(record["units"])) == (1.0, 25)
+
+
+def test_overdriven_audio_is_clipped(codec, tmp_path, capsys):
+    loud = 5 * tone(sampling_rate=16_000)
+    soundfile.write(tmp_path / "loud.wav", loud, 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "clipped.wav", np.clip(loud, -1, 1), 16_000, subtype="FLOAT")
+    assert encode(tmp_path / "loud.wav", codec, capsys) == encode(tmp_path / "clipped.wav", codec, capsys)
+
+
+def test_silence_and_whisper_have_tokens_like_any_sound(codec, tmp_path, capsys):
+    """Neither has a voiced frame: pitch is what the encoder makes of no melody at all, the same for both."""
+    whisper = np.random.default_rng(0).normal(0, 0.05, 32_000)
+    pitch = []
+    for name, waveform in (("silence", np.zeros(32_000)), ("whisper", whisper)):
+        soundfile.write(tmp_path / f"{name}.wav", waveform, 16_000)
+        record = encode(tmp_path / f"{name}.wav", codec, capsys)
+        assert [len(record[stream]) for stream in ("units", "pitch", "style")] == [50, 25, 2]
+        assert len(decode(record, codec, tmp_path)) == 48_000
+        pitch.append(record["pitch"])
+    assert pitch[0] == pitch[1]
+
+
+@pytest.mark.parametrize(("waveform", "message"), [
+    (np.zeros(800), "lasts 50 ms; speech units need at least"),
+    (np.full(16_000, np.nan), "holds 16000 NaN or infinite samples"),
+    (np.zeros(0), "holds no audio samples"),
+])  # fmt: skip
+def test_unusable_audio_is_one_line(waveform, message, codec, tmp_path, capsys):
+    path = tmp_path / "bad.wav"
+    soundfile.write(path, waveform, 16_000, subtype="FLOAT")
+    assert command_line.main(["encode", str(path), "--codec", str(codec)]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and len(errors.splitlines()) == 1
+
+
+def test_a_recording_of_blanks_alone_is_one_line(codec, tmp_path, capsys):
+    """A linear quantizer that finds a blank everywhere has found no speech."""
+    from tinywave import SpeechEncoder, SpeechEncoderConfig
+
+    backbone = {"model_type": "whisper", "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2}
+    backbone |= {"encoder_ffn_dim": 16, "num_mel_bins": 80}
+    config = SpeechEncoderConfig(backbone_config=backbone, layer=1, num_units=20, quantizer="linear")
+    encoder = SpeechEncoder(config)
+    encoder.quantizer.layers[0].bias.data[20] = 1e4
+    encoder.save_pretrained(tmp_path / "encoder")
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
+    arguments = ["encode", str(tmp_path / "silence.wav"), "--codec", str(codec)]
+    assert command_line.main([*arguments, "--speech-encoder", str(tmp_path / "encoder")]) == 2
+    errors = capsys.readouterr().err
+    assert "all 25 frames are blank" in errors and "not silent" in errors and len(errors.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("content", "message"), [
     ("not json", "is not JSON"),
-    ("[1, 2]", 'has no "units"'),
-    ('{"units": [1, "two"]}', "list of whole numbers"),
+    ("[1, 2]", 'has neither "units" nor "tokens"'),
+    ('{"units": null, "tokens": null}', 'has neither "units" nor "tokens"'),
+    ('{"units": [1, "two"]}', '"units" in'),
+    ('{"units": [1], "pitch": 3}', '"pitch" in'),
+    ('{"tokens": [3]}', "must be a list of names"),
     ('{"units": []}', "at least one unit"),
+    ('{"tokens": []}', "at least one unit"),
     ('{"units": [20]}', "between 20 and 20"),
-    ('{"units": [1, 2], "durations": [1]}', "durations"),
-])
-def test_unusable_units_are_refused(content, message, vocoder, tmp_path, capsys):
-    units = tmp_path / "units.json"
-    units.write_text(content)
-    output = tmp_path / "out.wav"
-    assert command_line.main(["decode", str(units), str(output), "--vocoder", str(vocoder), "--griffin-lim"]) == 2
+    ('{"units": [1], "pitch": [8]}', "between 8 and 8; this vocoder knows 0 to 7"),
+    ('{"units": [1, 2], "style": []}', "found 0.00 s of style for 0.08 s of units"),
+    ('{"units": [1, 2], "pitch": [1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7]}', "1.20 s of pitch for 0.08 s"),
+    ('{"tokens": ["[Hu3]", "[Hu20]"]}', "token '[Hu20]' at position 1 is unknown; this layout has 20 unit"),
+    ('{"tokens": ["[Speech]", "[Hu3]"]}', "at position 0 is not speech"),
+    ('{"units": [1], "codec": "0123456789abcdef"}', "is of the codec 0123456789abcdef, this one is"),
+])  # fmt: skip
+def test_unusable_records_are_refused(content, message, codec, tmp_path, capsys):
+    tokens, output = tmp_path / "tokens.json", tmp_path / "out.wav"
+    tokens.write_text(content)
+    assert command_line.main(["decode", str(tokens), str(output), "--codec", str(codec), "--griffin-lim"]) == 2
     errors = capsys.readouterr().err
     assert message in errors
     assert len(errors.splitlines()) == 1
     assert not output.exists()
+
+
+def test_a_codec_without_a_vocoder_cannot_decode(recording, codec, tmp_path, capsys):
+    shutil.copytree(codec, tmp_path / "mute", ignore=shutil.ignore_patterns("vocoder"))
+    record = encode(recording, tmp_path / "mute", capsys)
+    (tmp_path / "tokens.json").write_text(json.dumps(record))
+    arguments = ["decode", str(tmp_path / "tokens.json"), str(tmp_path / "out.wav"), "--codec", str(tmp_path / "mute")]
+    assert command_line.main(arguments) == 2
+    assert "has no vocoder" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -188,27 +300,82 @@ def language_model(tmp_path_factory):
     return folder
 
 
-def test_a_recording_is_continued(recording, speech_encoder, vocoder, language_model, tmp_path):
-    def generate(name, *options):
-        output = tmp_path / name
-        exit_code = command_line.main([
-            "generate", str(recording), str(output), "--model", str(language_model), "--vocoder", str(vocoder),
-            "--speech-encoder", str(speech_encoder), "--griffin-lim", "--max-new-tokens", "30", *options,
-        ])
-        assert exit_code == 0
-        return soundfile.read(output)[0]
+@pytest.fixture
+def generate(codec, language_model, tmp_path):
+    """Run `tinywave generate`, by default on to a file; return the waveform, or None where there is no such file."""
 
-    first = generate("first.wav", "--seed", "1")
+    def run_verb(*arguments, output="out.wav"):
+        files = [] if output is None else [str(tmp_path / output)]
+        prompts = [str(argument) for argument in arguments if isinstance(argument, Path)]
+        options = [argument for argument in arguments if not isinstance(argument, Path)]
+        exit_code = command_line.main([
+            "generate", *prompts, *files, "--model", str(language_model), "--codec", str(codec), "--griffin-lim",
+            "--max-new-tokens", "30", *options,
+        ])  # fmt: skip
+        assert exit_code == 0
+        written = tmp_path / (output or "out.wav")
+        return soundfile.read(written)[0] if written.exists() else None
+
+    return run_verb
+
+
+def test_a_recording_is_continued(recording, generate):
+    first = generate(recording, "--seed", "1")
     assert len(first) > 0
     assert len(first) % 960 == 0  # whole units of 40 ms at 24 kHz
-    np.testing.assert_array_equal(generate("again.wav", "--seed", "1"), first)
-    other = generate("other.wav", "--seed", "2")
+    np.testing.assert_array_equal(generate(recording, "--seed", "1", output="again.wav"), first)
+    other = generate(recording, "--seed", "2", output="other.wav")
     assert len(other) != len(first) or not np.array_equal(other, first)
-    with_prompt = generate("whole.wav", "--seed", "1", "--with-prompt")
+    with_prompt = generate(recording, "--seed", "1", "--with-prompt", output="whole.wav")
     np.testing.assert_array_equal(with_prompt[24_000:], first)
 
 
-@pytest.mark.parametrize("options", [["--temperature", "-1"], ["--top-k", "0"], ["--max-new-tokens", "0"]])
+def test_text_is_continued_in_speech(recording, generate, tmp_path, capsys):
+    spoken = generate("--text", "the old farmer")
+    assert len(spoken) > 0 and capsys.readouterr().out == f"{tmp_path / 'out.wav'}\n"
+    after_speech = generate(recording, "--text", "the old farmer", output="both.wav")
+    with_prompt = generate(recording, "--text", "the old farmer", "--with-prompt", output="whole.wav")
+    np.testing.assert_array_equal(with_prompt[24_000:], after_speech)
+
+
+def test_text_is_printed_and_needs_no_file(recording, generate, capsys):
+    assert generate(recording, "--output-modality", "text", output=None) is None
+    answer = capsys.readouterr().out
+    assert answer.strip() and answer.endswith("\n") and ".wav" not in answer
+    generate("--text", "the old farmer", "--output-modality", "text", output=None)
+    assert capsys.readouterr().out != answer
+
+
+def test_free_output_is_printed_and_written(recording, generate, tmp_path, capsys):
+    """With a thousandth of the ids being markers, a hundred tokens of a model that knows nothing have some."""
+    spoken = generate(recording, "--output-modality", "free", "--max-new-tokens", "90", "--top-k", "322")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 1 and lines[-1] == str(tmp_path / "out.wav") and len(spoken) % 960 == 0
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([], "found no file for the speech"),
+    (["out.wav"], "found nothing to continue"),
+    (["--output-modality", "text"], "found nothing to continue"),
+    (["out.wav", "--text", "a", "--with-prompt"], "--with-prompt without a recording"),
+])  # fmt: skip
+def test_a_prompt_and_a_file_are_asked_for(arguments, message, capsys):
+    assert command_line.main(["generate", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "segment 0 is empty"), ("[Hu3]", "contains the token '[Hu3]'")])
+def test_unusable_text_is_one_line(text, message, codec, language_model, tmp_path, capsys):
+    files = [str(tmp_path / "out.wav"), "--model", str(language_model), "--codec", str(codec), "--griffin-lim"]
+    assert command_line.main(["generate", *files, "--text", text]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [["--temperature", "-1"], ["--temperature", "nan"], ["--top-k", "0"], ["--max-new-tokens", "0"]]
+)
 def test_unusable_sampling_is_refused(options, recording, tmp_path, capsys):
     assert command_line.main(["generate", str(recording), str(tmp_path / "out.wav"), *options]) == 2
     assert "expected a temperature of 0 or more" in capsys.readouterr().err
@@ -220,11 +387,11 @@ def test_a_folder_without_a_model_is_refused(recording, tmp_path, capsys):
     assert "holds no TinyWaveForCausalLM" in capsys.readouterr().err
 
 
-def test_a_full_disk_while_writing_is_one_line(recording, speech_encoder):
+def test_a_full_disk_while_writing_is_one_line(recording, codec):
     """/dev/full refuses every write with ENOSPC."""
     with open("/dev/full", "w") as full:
         result = subprocess.run(
-            [sys.executable, "-m", "tinywave.cli.main", "encode", str(recording), "--speech-encoder", speech_encoder],
+            [sys.executable, "-m", "tinywave.cli.main", "encode", str(recording), "--json", "--codec", codec],
             stdout=full, stderr=subprocess.PIPE, text=True,
         )
     assert result.returncode == 2

@@ -21,6 +21,7 @@ from tinywave.configuration_tinywave import (
     TinyWaveConfig,
     VocoderConfig,
 )
+from tinywave.data.audio_io import load_audio
 from tinywave.data.f0_extraction import load_f0_extractor
 from tinywave.data.hibari_voice import HibariVoice
 from tinywave.generation_tinywave import stream_ids
@@ -130,14 +131,14 @@ def test_free_output_is_timed_segment_by_segment(parts, pipeline):
         seconds = segment.end
 
 
-def test_pitch_and_style_of_the_prompt_go_on_until_the_model_changes_them(parts, speech):
+@pytest.fixture(scope="module")
+def expressive(parts) -> dict:
+    """A model of units, pitch and style, and encoders and F0 for its codec."""
     torch.manual_seed(0)
     config = TinyWaveConfig.from_preset("nano-expressive-student", num_hidden_layers=1)
     model = TinyWaveForCausalLM(config).eval()
     text = (Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8")
     processor = TinyWaveProcessor.from_config(config, build_tokenizer(config, train_text_tokenizer([text], config)))
-    options = {"hidden_size": 16, "duration_hidden_size": 16, "num_pitch_tokens": 64, "num_style_tokens": 5}
-    vocoder = Vocoder(VocoderConfig(num_units=NUM_UNITS, **options)).eval()
     pitch_encoder = PitchEncoder(PitchEncoderConfig()).eval()
     pitch_encoder.quantizer.codebook.normal_()
     backbone = {"model_type": "wav2vec2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -145,8 +146,24 @@ def test_pitch_and_style_of_the_prompt_go_on_until_the_model_changes_them(parts,
     backbone |= {"num_conv_pos_embedding_groups": 2}
     style_encoder = StyleEncoder(StyleEncoderConfig(backbone_config=backbone, num_styles=5, projector_size=8)).eval()
     prosody = {"pitch_encoder": pitch_encoder, "style_encoder": style_encoder, "f0_extractor": load_f0_extractor()}
-    codec = SpeechCodec(parts["speech_encoder"], vocoder, _decoder, **prosody)
-    pipeline = TinyWavePipeline(model, processor, codec)
+    return {"model": model, "processor": processor, "prosody": prosody}
+
+
+def expressive_pipeline(parts, expressive, vocoder, decoder=None) -> TinyWavePipeline:
+    codec = SpeechCodec(parts["speech_encoder"], vocoder, decoder, **expressive["prosody"])
+    return TinyWavePipeline(expressive["model"], expressive["processor"], codec)
+
+
+def expressive_vocoder(**options) -> Vocoder:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "duration_hidden_size": 16, "num_pitch_tokens": 64, "num_style_tokens": 5}
+    return Vocoder(VocoderConfig(num_units=NUM_UNITS, **sizes, **options)).eval()
+
+
+def test_pitch_and_style_of_the_prompt_go_on_until_the_model_changes_them(parts, expressive, speech):
+    config, vocoder = expressive["model"].config, expressive_vocoder()
+    pipeline = expressive_pipeline(parts, expressive, vocoder, _decoder)
+    codec = pipeline.codec
     (prompt,) = codec.encode([speech])
     new = [config.unit_offset + 7, config.unit_offset + 8, config.pitch_offset + 3, config.unit_offset + 9]
     (result,) = pipeline._ids_to_segments(torch.tensor(new), [("speech", prompt)])
@@ -162,6 +179,64 @@ def test_pitch_and_style_of_the_prompt_go_on_until_the_model_changes_them(parts,
         style=np.append(frames.style[starts], [frames.style[starts][-1]] * sum(result.durations)),
     )
     torch.testing.assert_close(result.waveform, expected[-len(result.waveform) :], rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def recordings() -> list[np.ndarray]:
+    """Read by people, not synthesised."""
+    folder = Path(__file__).parents[1] / "assets" / "audio" / "librivox"
+    return [load_audio(path)[:48_000] for path in sorted(folder.glob("*.flac"))[:2]]
+
+
+def test_recordings_are_continued_with_prosody_alone_and_in_a_batch(parts, expressive, recordings):
+    pipeline = expressive_pipeline(parts, expressive, expressive_vocoder(optional_prosody=True), _decoder)
+    options = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False}
+    conversations = [[("speech", recordings[0])], [("text", "She said"), ("speech", recordings[1])], [("text", "No.")]]
+    config = expressive["model"].config
+    # One of the three has neither speech before it nor, this way, pitch and style of its own.
+    suppressed = {"suppress_tokens": list(range(config.pitch_offset, config.style_offset + 5))}
+    together = pipeline(conversations, **options, **suppressed)
+    for conversation, (result,) in zip(conversations, together, strict=True):
+        (alone,) = pipeline(conversation, **options, **suppressed)
+        assert alone.streams == result.streams and len(result.streams) == 24
+        assert len(result.waveform) == 960 * int(result.durations.sum())
+        torch.testing.assert_close(alone.waveform, result.waveform, rtol=1e-4, atol=1e-5)
+        pieces = list(pipeline.stream(conversation, **options, **suppressed))
+        assert joined(pieces).shape == result.waveform.shape and pieces[-1].end == result.end
+    # What the vocoder hears of the prompt is in the continuation: without prosody it sounds otherwise.
+    muted = pipeline._ids_to_segments(torch.from_numpy(together[0][0].streams.ids), [("text", "No.")])[0]
+    assert muted.waveform.shape != together[0][0].waveform.shape or not torch.allclose(
+        muted.waveform, together[0][0].waveform, atol=1e-3
+    )
+
+
+def test_a_vocoder_that_needs_prosody_says_so(parts, expressive):
+    pipeline = expressive_pipeline(parts, expressive, expressive_vocoder(), _decoder)
+    config = expressive["model"].config
+    options = {"suppress_tokens": list(range(config.pitch_offset, config.style_offset + 5)), "do_sample": False}
+    for ask in (pipeline, lambda *prompt, **options: list(pipeline.stream(*prompt, **options))):
+        with pytest.raises(ValueError, match="Found no pitch; this vocoder speaks with 64 pitch codes"):
+            ask([("text", "No.")], max_new_tokens=8, min_new_tokens=8, **options)
+    assert threads_that_generate() == []
+
+
+@pytest.mark.parametrize("prompt", ["speech", "text"])
+def test_a_stream_with_prosody_says_what_the_whole_says(parts, expressive, recordings, prompt):
+    """From text, the first units wait for the first pitch and style, which reach back to them."""
+    conversation = [("speech", recordings[0])] if prompt == "speech" else [("text", "She said")]
+    vocoder = new_hifigan(num_pitch_tokens=64, num_style_tokens=5)
+    pipeline = expressive_pipeline(parts, expressive, vocoder)
+    config = expressive["model"].config
+    # Style and pitch are few of a thousand ids to a model that has learnt nothing.
+    bias = {(index,): 2.0 for index in range(config.pitch_offset, config.style_offset + 5)}
+    options = {"max_new_tokens": 120, "min_new_tokens": 120, "do_sample": True, "top_k": 0, "sequence_bias": bias}
+    torch.manual_seed(6)
+    (whole,) = pipeline(conversation, **options)
+    torch.manual_seed(6)
+    pieces = list(pipeline.stream(conversation, **options))
+    assert len(set(whole.streams.pitch.tolist())) > 3 and len(set(whole.streams.style.tolist())) > 1
+    torch.testing.assert_close(joined(pieces), whole.waveform, rtol=1e-4, atol=1e-5)
+    assert pieces[-1].end == whole.end
 
 
 def _starts_of_runs(units: np.ndarray) -> np.ndarray:
@@ -182,18 +257,21 @@ def test_sampling_is_repeatable_and_speaks_without_a_decoder(parts, speech):
     assert results[0].sampling_rate == 24_000
 
 
-@pytest.fixture(scope="module")
-def hifigan() -> HifiGanVocoder:
+def new_hifigan(**counts) -> HifiGanVocoder:
     """A vocoder whose streaming is exact, loud enough for a tolerance to mean something."""
     torch.manual_seed(0)
-    sizes = {"num_units": NUM_UNITS, "num_pitch_tokens": 0, "num_style_tokens": 0, "num_speakers": 0}
-    sizes |= {"embedding_size": 8, "initial_channels": 32, "duration_hidden_size": 8, "weight_norm": False}
-    vocoder = HifiGanVocoder(HifiGanConfig(**sizes)).eval()
+    sizes = {"num_units": NUM_UNITS, "num_speakers": 0, "embedding_size": 8, "initial_channels": 32} | counts
+    vocoder = HifiGanVocoder(HifiGanConfig(**sizes, duration_hidden_size=8, weight_norm=False)).eval()
     for name, parameter in vocoder.named_parameters():
         if name.startswith(("conv", "ups", "resblocks")) and name.endswith("weight"):
             parameter.data.normal_(std=(parameter.numel() / parameter.shape[0]) ** -0.5)
     vocoder.dur_predictor.proj.bias.data.fill_(1.1)  # two or three frames a unit
     return vocoder
+
+
+@pytest.fixture(scope="module")
+def hifigan() -> HifiGanVocoder:
+    return new_hifigan(num_pitch_tokens=0, num_style_tokens=0)
 
 
 @pytest.fixture

@@ -14,10 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tinywave.configuration_tinywave import SpeechEncoderConfig
+from tinywave.codec_tinywave import SpeechCodec
+from tinywave.configuration_tinywave import PitchEncoderConfig, SpeechEncoderConfig, StyleEncoderConfig
 from tinywave.data.audio_io import load_audio, waveform_to_flac_bytes
-from tinywave.data.unit_extraction import ShardError, extract_units, fit_kmeans, load_speech_encoder, sample_features
+from tinywave.data.codec_loading import load_speech_encoder
+from tinywave.data.f0_extraction import load_f0_extractor
+from tinywave.data.unit_extraction import ShardError, extract_units, fit_kmeans, sample_features
+from tinywave.pitch_encoder_tinywave import PitchEncoder
 from tinywave.speech_encoder_tinywave import SpeechEncoder
+from tinywave.style_encoder_tinywave import StyleEncoder
 
 BACKBONE = {
     "model_type": "whisper",
@@ -35,6 +40,26 @@ def encoder():
     encoder = SpeechEncoder(SpeechEncoderConfig(backbone_config=BACKBONE, layer=2, num_units=16)).eval()
     encoder.quantizer.centroids = torch.randn(16, 32)
     return encoder
+
+
+@pytest.fixture
+def codec(encoder):
+    return SpeechCodec(encoder)
+
+
+@pytest.fixture
+def expressive(encoder):
+    """A codec of units, pitch and style; without a vocoder, which extraction does not need."""
+    torch.manual_seed(1)
+    sizes = {"num_codes": 8, "hidden_size": 4, "code_size": 4, "f0_extractor": "swift-f0"}
+    pitch_encoder = PitchEncoder(PitchEncoderConfig(**sizes)).eval()
+    pitch_encoder.quantizer.codebook.normal_()
+    backbone = {"model_type": "wav2vec2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    backbone |= {"intermediate_size": 16, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 4}
+    backbone |= {"num_conv_pos_embedding_groups": 2}
+    style_encoder = StyleEncoder(StyleEncoderConfig(backbone_config=backbone, num_styles=3, projector_size=8)).eval()
+    prosody = {"pitch_encoder": pitch_encoder, "style_encoder": style_encoder, "f0_extractor": load_f0_extractor()}
+    return SpeechCodec(encoder, **prosody)
 
 
 def waveform_of(number):
@@ -73,15 +98,15 @@ def files_of(folder):
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-def test_two_processes_write_the_units_of_every_row_and_name_a_bad_one(corpus, encoder, tmp_path):
+def test_two_processes_write_the_units_of_every_row_and_name_a_bad_one(corpus, codec, tmp_path):
     good = (corpus / "shard-00001.parquet").read_bytes()
     spoil_row(corpus / "shard-00001.parquet")
     with pytest.raises(ShardError, match="shard-00001.parquet, row 'row-6'"):
-        extract_units(corpus, encoder, tmp_path / "units", num_processes=2)
+        extract_units(corpus, codec, tmp_path / "units", num_processes=2)
     (corpus / "shard-00001.parquet").write_bytes(good)
     finished = files_of(tmp_path / "units")
-    extract_units(corpus, encoder, tmp_path / "units", num_processes=1)
-    check_units(tmp_path / "units", encoder)
+    extract_units(corpus, codec, tmp_path / "units", num_processes=1)
+    check_units(tmp_path / "units", codec.speech_encoder)
     assert finished.items() <= files_of(tmp_path / "units").items()
 
 
@@ -99,31 +124,75 @@ def check_units(folder, encoder):
         assert row["encoder"] == encoder.fingerprint()
 
 
-def test_finished_shards_are_kept_and_missing_or_damaged_ones_made_again(corpus, encoder, tmp_path):
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_pitch_and_style_stand_beside_the_units(corpus, expressive, tmp_path, num_processes):
+    extract_units(corpus, expressive, tmp_path / "streams", num_processes)
+    table = pq.read_table(tmp_path / "streams")
+    assert table.column_names[-4:] == ["units", "pitch", "style", "encoder"]
+    for name in ("units", "pitch", "style"):
+        assert table.schema.field(name).type == pa.list_(pa.int16())
+    assert set(table["encoder"].to_pylist()) == {expressive.fingerprint()}
+    for number, row in enumerate(table.to_pylist()):
+        (streams,) = expressive.encode([heard(number)])
+        for name in ("units", "pitch", "style"):
+            assert row[name] == getattr(streams, name).tolist(), (number, name)
+
+
+def test_a_column_with_the_name_of_a_stream_is_kept(corpus, expressive, tmp_path):
+    """A corpus names the style of a sentence, an extraction hears one."""
+    for path in corpus.glob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("style", pa.array(["happy"] * table.num_rows)), path)
+    extract_units(corpus, expressive, tmp_path / "streams", num_processes=1)
+    table = pq.read_table(tmp_path / "streams")
+    assert table["style_name"].to_pylist() == ["happy"] * 12
+    assert table.schema.field("style").type == pa.list_(pa.int16())
+    units = SpeechCodec(expressive.speech_encoder)
+    extract_units(corpus, units, tmp_path / "units", num_processes=1)
+    assert pq.read_table(tmp_path / "units")["style"].to_pylist() == ["happy"] * 12
+
+
+def test_streams_of_another_pitch_or_style_encoder_are_not_mixed_in(corpus, expressive, tmp_path):
+    assert expressive.fingerprint().startswith(f"{expressive.speech_encoder.fingerprint()}-")
+    extract_units(corpus, expressive, tmp_path / "streams", num_processes=1)
+    with pytest.raises(ShardError, match="another output folder"):
+        extract_units(corpus, SpeechCodec(expressive.speech_encoder), tmp_path / "streams", num_processes=1)
+    expressive.style_encoder.classifier.bias.data += 1
+    with pytest.raises(ShardError, match="another output folder"):
+        extract_units(corpus, expressive, tmp_path / "streams", num_processes=1)
+
+
+def test_a_codec_without_centroids_is_refused(corpus, encoder, tmp_path):
+    encoder.quantizer.centroids.zero_()
+    with pytest.raises(ValueError, match="no centroids"):
+        extract_units(corpus, SpeechCodec(encoder), tmp_path / "units")
+
+
+def test_finished_shards_are_kept_and_missing_or_damaged_ones_made_again(corpus, codec, tmp_path):
     units = tmp_path / "units"
-    extract_units(corpus, encoder, units, num_processes=1)
+    extract_units(corpus, codec, units, num_processes=1)
     before, expected = files_of(units), pq.read_table(units)
     (units / "shard-00001.parquet").unlink()
     damaged = units / "shard-00002.parquet"
     damaged.write_bytes(damaged.read_bytes()[:200])
-    extract_units(corpus, encoder, units, num_processes=1)
+    extract_units(corpus, codec, units, num_processes=1)
     after = files_of(units)
     assert after["shard-00000.parquet"] == before["shard-00000.parquet"]
     assert pq.read_table(units).equals(expected)
 
 
-def test_a_changed_shard_is_encoded_again(corpus, encoder, tmp_path):
-    extract_units(corpus, encoder, tmp_path / "units", num_processes=1)
+def test_a_changed_shard_is_encoded_again(corpus, codec, tmp_path):
+    extract_units(corpus, codec, tmp_path / "units", num_processes=1)
     pq.write_table(pa.Table.from_pylist([row_of(50)]), corpus / "shard-00001.parquet")
-    extract_units(corpus, encoder, tmp_path / "units", num_processes=1)
+    extract_units(corpus, codec, tmp_path / "units", num_processes=1)
     assert pq.read_table(tmp_path / "units" / "shard-00001.parquet")["id"].to_pylist() == ["row-50"]
 
 
-def test_units_of_another_encoder_are_not_mixed_in(corpus, encoder, tmp_path):
-    extract_units(corpus, encoder, tmp_path / "units", num_processes=1)
+def test_units_of_another_encoder_are_not_mixed_in(corpus, encoder, codec, tmp_path):
+    extract_units(corpus, codec, tmp_path / "units", num_processes=1)
     encoder.quantizer.centroids += 1
     with pytest.raises(ShardError, match="shard-00000.parquet holds units of the encoder .* another output folder"):
-        extract_units(corpus, encoder, tmp_path / "units", num_processes=1)
+        extract_units(corpus, codec, tmp_path / "units", num_processes=1)
 
 
 def damage_footer(path):
@@ -165,30 +234,30 @@ def shorten_row(path):
         (shorten_row, "row 'row-6'.*lasts 50 ms"),
     ],
 )
-def test_a_bad_shard_is_named(corpus, encoder, tmp_path, damage, reason):
+def test_a_bad_shard_is_named(corpus, codec, tmp_path, damage, reason):
     damage(corpus / "shard-00001.parquet")
     with pytest.raises(ShardError, match=f"shard-00001.parquet.*{reason}"):
-        extract_units(corpus, encoder, tmp_path / "units", num_processes=1)
+        extract_units(corpus, codec, tmp_path / "units", num_processes=1)
     assert not list((tmp_path / "units").glob(".*")), "no half-written file is left"
 
 
-def test_an_empty_folder_is_refused(encoder, tmp_path):
+def test_an_empty_folder_is_refused(codec, tmp_path):
     with pytest.raises(ShardError, match="holds no parquet shards"):
-        extract_units(tmp_path, encoder, tmp_path / "units")
+        extract_units(tmp_path, codec, tmp_path / "units")
 
 
-def test_a_full_disk_is_named_and_the_next_run_continues(corpus, encoder, tmp_path):
-    encoder.encode([waveform_of(0)])
+def test_a_full_disk_is_named_and_the_next_run_continues(corpus, codec, tmp_path):
+    codec.encode([waveform_of(0)])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     # The kernel refuses writes beyond the limit the way it does on a full disk; Python ignores the signal.
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(OSError, match="cannot write .*shard-00000.parquet.* make room on the disk"):
-            extract_units(corpus, encoder, tmp_path / "units", num_processes=1)
+            extract_units(corpus, codec, tmp_path / "units", num_processes=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not files_of(tmp_path / "units")
-    extract_units(corpus, encoder, tmp_path / "units", num_processes=1)
+    extract_units(corpus, codec, tmp_path / "units", num_processes=1)
     assert len(files_of(tmp_path / "units")) == 3
 
 
@@ -198,21 +267,20 @@ import sys
 
 # A test run in the background of a shell inherits a Ctrl-C that is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+from tinywave.codec_tinywave import SpeechCodec
 from tinywave.data.unit_extraction import extract_units
-from tinywave.speech_encoder_tinywave import SpeechEncoder
 
 if __name__ == "__main__":
-    encoder = SpeechEncoder.from_pretrained(sys.argv[1]).eval()
-    extract_units(sys.argv[2], encoder, sys.argv[3], num_processes=2)
+    extract_units(sys.argv[2], SpeechCodec.from_pretrained(sys.argv[1]), sys.argv[3], num_processes=2)
 """
 
 
 @pytest.mark.parametrize("how", ["ctrl-c", "kill"])
-def test_an_interrupted_run_keeps_finished_shards_and_leaves_no_process(corpus, encoder, tmp_path, how):
+def test_an_interrupted_run_keeps_finished_shards_and_leaves_no_process(corpus, codec, tmp_path, how):
     slow = [row_of(600)] * 200
     for shard in (3, 4):
         pq.write_table(pa.Table.from_pylist(slow), corpus / f"shard-{shard:05d}.parquet")
-    encoder.save_pretrained(tmp_path / "model")
+    codec.save_pretrained(tmp_path / "model")
     (tmp_path / "script.py").write_text(INTERRUPTED)
     units = tmp_path / "units"
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "model"), str(corpus), str(units)]

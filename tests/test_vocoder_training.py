@@ -400,6 +400,50 @@ def test_vocoder_learns_to_sing_from_pitch_and_style_alone(melodic_folder, tmp_p
     assert happy > 1.1 * sad
 
 
+def test_a_vocoder_learns_to_speak_with_and_without_prosody(melodic_folder, tmp_path):
+    config = VocoderConfig(**SMALL, num_pitch_tokens=16, num_style_tokens=3, optional_prosody=True)
+    styles = ["base", "happy", "sad"]
+    arguments = _arguments(tmp_path, max_steps=100, prosody_dropout=0.5)
+    vocoder = train_vocoder(melodic_folder, arguments, config, style_names=styles)
+    examples = load_vocoder_features(melodic_folder, split="train")
+    untrained = Vocoder(config).eval()
+    set_output_statistics(untrained, examples)
+    dataset = VocoderDataset(examples, config, 1000, styles)
+    batch = collate_vocoder_examples([dataset[index] for index in range(3)])
+
+    def loss(model, *prosody):
+        with torch.no_grad():
+            output = model(batch["units"], batch["lengths"], *prosody)
+        return float(vocoder_losses(output, batch, model.output_std, model.output_sizes)["log_f0"])
+
+    whole, nothing = (batch["pitch"], batch["style"]), (None, None)
+    assert loss(vocoder, *whole) < 0.8 * loss(untrained, *whole)
+    assert loss(vocoder, *nothing) < 0.8 * loss(untrained, *nothing)
+    # It listens where there is something to hear.
+    assert loss(vocoder, *whole) < loss(vocoder, *nothing)
+
+
+def test_rows_lose_their_prosody_independently(melodic_folder, tmp_path):
+    trainer = VocoderTrainer(
+        model=Vocoder(VocoderConfig(**SMALL, optional_prosody=True, num_pitch_tokens=16)),
+        args=_arguments(tmp_path, prosody_dropout=0.3),
+    )
+    torch.manual_seed(0)
+    dropped = trainer._drop_rows(torch.ones(4000, 3, dtype=torch.long))
+    assert set(map(tuple, dropped.tolist())) == {(1, 1, 1), (-1, -1, -1)}
+    assert float((dropped[:, 0] < 0).float().mean()) == pytest.approx(0.3, abs=0.03)
+
+
+def test_optional_prosody_and_its_dropout_belong_together(melodic_folder, tmp_path):
+    config = VocoderConfig(**SMALL, num_pitch_tokens=16, num_style_tokens=3)
+    with pytest.raises(ValueError, match="prosody_dropout=0.3 and optional_prosody=False.*set both or neither"):
+        train_vocoder(melodic_folder, _arguments(tmp_path, prosody_dropout=0.3), config)
+    with pytest.raises(ValueError, match="prosody_dropout=0.0 and optional_prosody=True"):
+        train_vocoder(melodic_folder, _arguments(tmp_path), VocoderConfig(**SMALL, optional_prosody=True))
+    with pytest.raises(ValueError, match="prosody_dropout=1.0; expected a share"):
+        _arguments(tmp_path, prosody_dropout=1.0)
+
+
 def test_codes_that_are_not_there_are_refused(features_folder, melodic_folder):
     config = VocoderConfig(num_units=100, num_pitch_tokens=16, num_style_tokens=3)
     with pytest.raises(ValueError, match="Found the style ''; expected one of base"):
