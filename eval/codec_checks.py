@@ -183,7 +183,7 @@ def _compare_vocoder_stream(streams: SpeechStreams, codec: SpeechCodec) -> dict:
     if not isinstance(codec.vocoder, Vocoder):
         return not_measured("only the convolutional vocoder predicts decoder inputs piece by piece")
     frames = codec.timed_to_frames(streams)
-    codes = {name: getattr(frames, name) for name in codec.heard_streams}
+    codes = {name: getattr(frames, name) for name in codec.heard_streams & codec.stream_names}
     tensors = {name: torch.from_numpy(values)[None] for name, values in codes.items()}
     whole = codec.vocoder(torch.from_numpy(frames.units)[None], **tensors)
     durations = np.ones(len(frames), dtype=np.int64)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,7 +115,7 @@ class CodecReport:
             "golden_vector": self._part("golden_vector", self._measure_golden_vector),
             "invariances": self._part("invariances", lambda: measure_invariances(self._checked, self.codec)),
             "sizes": self._part("sizes", lambda: measure_sizes(self.codec, self.folders)),
-            "resynthesis": {name: self._measure_resynthesis(name) for name in sets},
+            "resynthesis": {name: self.measure_resynthesis(name) for name in sets},
         }
         write_json(record, self.output_folder / "codec.json")
         return record
@@ -123,6 +124,22 @@ class CodecReport:
         """Return the F0 contours of one recording and of its resynthesis, see [`trace_contours`]."""
         utterances = self.material.sets[self.material.shown]
         return self._part("contours", lambda: trace_contours(utterances, self.codec, self._extract_f0))
+
+    def measure_resynthesis(self, name: str) -> dict:
+        """Return the records of one set, see [`summarize_resynthesis`]; what was found in a recording is kept at once.
+
+        This is most of the work, so that an interrupted set goes on with the recording at which it stopped.
+        """
+        rows = resynthesis_rows(
+            self.material.sets[name],
+            self.output_folder / "parts" / f"resynthesis_{name}.json",
+            self.key,
+            lambda utterance: resynthesis_row(
+                utterance, self.codec, self._extract_f0, self._transcriber, self._judge and self._judge.judge
+            ),
+            f"resynthesis of {name}",
+        )
+        return summarize_resynthesis(rows, spoken_variants(self.codec), self.seed)
 
     @cached_property
     def versions(self) -> dict[str, str | None]:
@@ -146,7 +163,7 @@ class CodecReport:
         path = self.output_folder / "parts" / f"{name}.json"
         saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if saved.get("key") != self.key:
-            print(f"measuring {name.replace('_', ' ')}", flush=True)
+            print(f"measuring {name.replace('_', ' ')}", file=sys.stderr, flush=True)
             saved = {"key": self.key, "record": measure(*arguments)}
             write_json(saved, path)
         return saved["record"]
@@ -163,19 +180,6 @@ class CodecReport:
         waveform = np.concatenate(self._clips)
         repeats = -(-REFERENCE_SAMPLES // len(waveform))
         return measure_golden_vector(np.tile(waveform, repeats), self.codec)
-
-    def _measure_resynthesis(self, name: str) -> dict:
-        """Rows are kept one by one: this is most of the work."""
-        rows = resynthesis_rows(
-            self.material.sets[name],
-            self.output_folder / "parts" / f"resynthesis_{name}.json",
-            self.key,
-            lambda utterance: resynthesis_row(
-                utterance, self.codec, self._extract_f0, self._transcriber, self._judge and self._judge.judge
-            ),
-            f"resynthesis of {name}",
-        )
-        return summarize_resynthesis(rows, spoken_variants(self.codec), self.seed)
 
     @property
     def _clips(self) -> list[np.ndarray]:

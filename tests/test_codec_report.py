@@ -3,6 +3,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import soxr
 import torch
@@ -87,7 +88,7 @@ def test_every_part_is_measured(finished, folders, codec):
     assert record["units"]["librivox"]["pnmi"] == {"not_measured": "the phones of this set are not timed"}
     assert record["voice_distance"]["codec"]["n"] == 2  # two sentences, one pair of voices
     assert all(record["speed"][name]["value"] > 0 for name in ("speech_encoder", "teacher", "encode", "decode"))
-    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"]
+    assert record["versions"]["numpy"] == np.__version__
     for part, folder in folders.items():
         assert record["sizes"][part]["bytes"] == (folder / "model.safetensors").stat().st_size
     numbers = sum(tensor.numel() for tensor in codec.vocoder.state_dict().values())
@@ -135,7 +136,7 @@ def test_a_finished_part_is_not_measured_again(finished, codec, folders, teacher
     assert again.measure() == record
     other_seed = CodecReport(codec, folders, teacher, material, report.output_folder, refuse, seed=1)
     with pytest.raises(AssertionError, match="there already"):
-        other_seed._measure_resynthesis("hibari")
+        other_seed.measure_resynthesis("hibari")
 
 
 def test_an_interrupted_set_goes_on_where_it_stopped(codec, folders, teacher, material, tmp_path):
@@ -149,9 +150,9 @@ def test_an_interrupted_set_goes_on_where_it_stopped(codec, folders, teacher, ma
 
     report = CodecReport(codec, folders, teacher, material, tmp_path, stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        report._measure_resynthesis("hibari")
+        report.measure_resynthesis("hibari")
     assert len(json.loads((tmp_path / "parts" / "resynthesis_hibari.json").read_text())["rows"]) == 2
-    report._measure_resynthesis("hibari")
+    report.measure_resynthesis("hibari")
     assert len(heard) == 7 + 6
 
 
