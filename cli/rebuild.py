@@ -87,7 +87,9 @@ def steps_of_prosody(folder: Path) -> list[list]:
 def collect_assets(folder: Path) -> None:
     """Copies what is shipped of the encoders, the vocoder, the teacher and the suites into `folder/assets`."""
     assets = folder / "assets"
-    load_speech_encoder(folder / "whisper_units").save_quantizer(assets / "whisper_units")
+    teacher = load_speech_encoder(folder / "whisper_units")
+    teacher.quantizer.half()
+    teacher.save_quantizer(assets / "whisper_units")
     codec = load_codec(folder / "codec", griffin_lim=True)
     for name in ("speech_encoder", "pitch_encoder", "style_encoder", "vocoder"):
         save_in_bfloat16(getattr(codec, name), assets / "codec" / name)
