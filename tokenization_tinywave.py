@@ -454,8 +454,8 @@ def _check_streams(streams: SpeechStreams, config: TinyWaveConfig) -> None:
             _check_range(values, range(len(ranges[name])), name)
             spans[name] = len(values) / getattr(config, clock)
     shortest, longest = min(spans, key=spans.get), max(spans, key=spans.get)
-    # The last second of style may be almost empty, where the last token of pitch is missing; and clocks differ from true
-    # rates by less than a thousandth.
+    # The last second of style may be almost empty where the last token of pitch is missing, and clocks differ from
+    # true rates by less than a thousandth.
     if spans[longest] - spans[shortest] > 1 / config.style_rate + 1 / config.pitch_rate + 1e-3 * spans[longest]:
         found = ", ".join(f"{span:.2f} s of {name}" for name, span in spans.items())
         raise ValueError(

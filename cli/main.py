@@ -34,7 +34,7 @@ VERBS = {
     "evaluate-codec": "measure a codec: units, words, melody, style, speed and size",
     "encode": "turn a recording into speech units",
     "decode": "turn speech units into a recording",
-    "generate": "continue a recording",
+    "generate": "continue a recording, a text, or both",
     "convert": "convert a published checkpoint into TinyWave folders",
     "rebuild": "rebuild every shipped artefact from nothing",
 }

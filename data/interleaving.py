@@ -211,5 +211,5 @@ class JoinedDataset(torch.utils.data.ConcatDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Selects the draw of all of them."""
-        for dataset in self.datasets:
-            dataset.set_epoch(epoch)
+        for part in self.datasets:
+            part.set_epoch(epoch)

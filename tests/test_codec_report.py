@@ -160,11 +160,11 @@ def test_the_page_shows_the_report(finished, tmp_path):
     report, record = finished
     draw_contours(report.trace(), report.output_folder / PICTURE)
     page = tmp_path / "codec.md"
-    page.write_text("before\n<!-- results:start -->\nold\n<!-- results:end -->\nafter\n")
+    page.write_text("before\n<!-- results:start -->\nearlier tables\n<!-- results:end -->\nafter\n")
     write_page(record, report.output_folder / PICTURE, page)
     text = page.read_text()
     assert text.startswith("before\n<!-- results:start -->\n|") and text.endswith("<!-- results:end -->\nafter\n")
-    assert report_to_markdown(record) in text and "old" not in text
+    assert report_to_markdown(record) in text and "earlier tables" not in text
     assert json.loads((tmp_path / "codec.json").read_text()) == record
     assert (tmp_path / PICTURE).read_text().startswith("<?xml")
     for table in text.split("\n\n"):

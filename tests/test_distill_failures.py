@@ -71,7 +71,7 @@ def test_a_killed_run_that_resumes_is_bitwise_the_run_that_was_not(tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert finished.returncode == -signal.SIGKILL, finished.stderr
     assert {"checkpoint-2", "checkpoint-4"} <= set(os.listdir(tmp_path / "killed"))
@@ -123,7 +123,7 @@ def test_the_exported_student_is_a_llama_that_needs_nothing_of_ours(tmp_path):
     assert set(saved) == set(make_student().state_dict())
     logits = tmp_path / "logits.pt"
     finished = subprocess.run([sys.executable, "-c", STRANGER, tmp_path / "student", logits], cwd=tmp_path,
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
+                              capture_output=True, text=True, timeout=600)  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     with torch.no_grad():
         expected = trainer.model.eval()(torch.arange(1, 9)[None]).logits

@@ -378,7 +378,8 @@ def test_impossible_settings_are_refused(tmp_path, settings, message):
 def train_on_ranks(folder, batch_size):
     """Train with projectors and every term; the global batch is the same for one rank of 4 and two of 2."""
     trainer = make_trainer(folder, make_student(24), max_steps=3, per_device_train_batch_size=batch_size,
-                           per_device_eval_batch_size=4, optim="sgd", learning_rate=0.1)  # fmt: skip
+                           per_device_eval_batch_size=4, optim="sgd", learning_rate=0.1,
+                           log_gradient_norms=True)  # fmt: skip
     trainer.train()
     metrics = trainer.evaluate()
     terms = {name: torch.tensor(logged(trainer, name)) for name in ("loss", *LOSS_NAMES)}
@@ -396,7 +397,7 @@ def test_two_ranks_equal_one(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert finished.returncode == 0, finished.stderr
     found = safetensors.torch.load_file(tmp_path / "result.safetensors")

@@ -47,8 +47,8 @@ def train_language_model(
 def add_streams(model: TinyWaveForCausalLM, config: TinyWaveConfig) -> None:
     """Gives a model the pitch and style tokens of another id layout; everything it knows stays.
 
-    The rows of the new ids in the embedding and in the head begin as the mean of the unit rows: until they are trained,
-    they are as likely as an average unit.
+    The rows of the new ids in the embedding and in the head begin as the mean of the unit rows: until they are
+    trained, they are as likely as an average unit.
 
     Args:
         model: changed in place.

@@ -51,16 +51,16 @@ def check_durations(durations, units: torch.Tensor) -> torch.LongTensor:
     return durations
 
 
-def check_stream(name: str, codes, num_codes: int) -> None:
-    """Raise `ValueError` where codes are missing, or given to a vocoder without such codes."""
-    if codes is None and num_codes:
+def check_stream(name: str, codes, num_codes: int, is_optional: bool = False) -> None:
+    """Raise `ValueError` where codes are missing and not optional, or given to a vocoder without such codes."""
+    if codes is None and num_codes and not is_optional:
         raise ValueError(f"Found no {name}; this vocoder speaks with {num_codes} {name} codes, give it some.")
     if codes is not None and not num_codes:
         raise ValueError(f"Found {name} codes; this vocoder has no {name} input, leave them out.")
 
 
 def codes_at_frames(
-    name: str, codes, durations: torch.LongTensor, num_codes: int, ratio: float
+    name: str, codes, durations: torch.LongTensor, num_codes: int, ratio: float, is_optional: bool = False
 ) -> torch.LongTensor | None:
     """Codes of one utterance -> the code in force at each frame of its units.
 
@@ -71,14 +71,15 @@ def codes_at_frames(
         durations (`(U,)`): frames of each unit.
         num_codes: how many codes there are, 0 where the vocoder has no such stream.
         ratio: rate of the codes over that of the units (0.5 for pitch, 0.04 for style).
+        is_optional (default False): whether a vocoder that has the stream also speaks without it.
 
     Returns:
-        `(durations.sum(),)`, or None.
+        `(durations.sum(),)`, or None where the stream is not there.
 
     Raises:
         ValueError: codes that are missing, not expected, out of range, or of another length.
     """
-    check_stream(name, codes, num_codes)
+    check_stream(name, codes, num_codes, is_optional)
     if codes is None:
         return None
     codes = torch.as_tensor(codes, dtype=torch.long, device=durations.device)
@@ -109,6 +110,7 @@ def spoken_frames(
     num_units: int,
     predict_durations: Callable[[torch.LongTensor], torch.LongTensor],
     device: torch.device | None = None,
+    is_optional: bool = False,
 ) -> Iterator[list[int]]:
     """Yield [unit, code, ...] for each frame, reading every iterable no further than needed.
 
@@ -116,12 +118,13 @@ def spoken_frames(
         units, durations: read in step; without durations, those that `predict_durations((1, U)) -> (1, U)` gives, on
             the `device` of the predictor.
         streams: (name, codes in step with the units or one code for all or None, number of codes).
+        is_optional (default False): whether codes that the vocoder knows may be left out.
 
     Raises:
         ValueError: as [`check_units`], [`check_durations`] and [`codes_at_frames`] do, when the offender is read.
     """
     for name, codes, count in streams:
-        check_stream(name, codes, count)
+        check_stream(name, codes, count, is_optional)
     sources = [iter(codes) if isinstance(codes, Iterable) else codes for _, codes, _ in streams]
     given = None if durations is None else iter(durations)
 
@@ -131,26 +134,37 @@ def spoken_frames(
             row = [int(check_units([int(unit)], num_units))]
             for (name, _, count), source in zip(streams, sources, strict=True):
                 code = next(source, None) if isinstance(source, Iterator) else source
-                if count and code is None:
+                if source is not None and code is None:
                     raise ValueError(f"Found fewer {name} codes than units; expected one a unit.")
                 row.append(None if code is None else int(codes_at_frames(name, int(code), one, count, 1.0)))
             duration = next(given, 0) if given is not None else None
             yield row, None if duration is None else int(check_durations([int(duration)], one))
 
-    pairs = rows() if given is not None else _with_predicted_durations(rows(), predict_durations, device)
+    pairs = rows()
+    if given is None:
+        pairs = with_predicted_durations((row for row, _ in pairs), predict_durations, device)
     for row, duration in pairs:
         for _ in range(duration):
             yield row
 
 
-def _with_predicted_durations(
-    rows: Iterator[tuple], predict_durations: Callable, device: torch.device | None
-) -> Iterator[tuple[list[int], int]]:
-    """Predict each duration from the few units around it: exactly what the whole sequence would give."""
-    past, ahead, ended = [], deque(), False
+def with_predicted_durations(
+    rows: Iterator[Sequence[int | None]],
+    predict_durations: Callable[[torch.LongTensor], torch.LongTensor],
+    device: torch.device | None = None,
+    past: Sequence[Sequence[int | None]] = (),
+) -> Iterator[tuple[Sequence[int | None], int]]:
+    """Yield each row with its duration, predicted from the few units around it: what the whole sequence would give.
+
+    Args:
+        rows: [unit, ...] of each unit; read `DURATION_RADIUS` units ahead.
+        predict_durations: units `(1, U)`, on `device`, -> durations `(1, U)`.
+        past (*optional*): the rows before the first, of which the last `DURATION_RADIUS` count.
+    """
+    past, ahead, ended = list(past)[-DURATION_RADIUS:], deque(), False
     while True:
         while not ended and len(ahead) <= DURATION_RADIUS:
-            row, _ = next(rows, (None, None))
+            row = next(rows, None)
             ended = row is None
             if not ended:
                 ahead.append(row)

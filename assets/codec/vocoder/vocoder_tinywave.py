@@ -185,7 +185,8 @@ class Vocoder(PreTrainedModel):
                 or -1.
             lengths (`(B,)`, default all that are not -1): real units of each row.
             pitch, style (`(B, U)`): the codes in force at each unit, as [`codes_at_frames`] gives them, padded alike;
-                exactly those that the configuration counts.
+                exactly those that the configuration counts. With `optional_prosody` either may be left out, for all
+                units or, by -1, for some.
 
         Raises:
             ValueError: a missing code stream, or one that this vocoder does not have.
@@ -199,8 +200,9 @@ class Vocoder(PreTrainedModel):
         frame_lengths = self.unit_count_to_frame_count(lengths)
         hidden = self._interpolate(hidden, lengths, int(frame_lengths.max()))
         for embedding, codes in ((self.pitch_embedding, pitch), (self.style_embedding, style)):
-            if embedding is not None:
-                hidden = hidden + embedding(self._hold(codes.clamp(min=0), lengths, hidden.shape[1]))
+            if embedding is not None and codes is not None:
+                codes = self._hold(codes, lengths, hidden.shape[1])
+                hidden = hidden + embedding(codes.clamp(min=0)) * (codes >= 0)[:, :, None]
         mask = length_mask(frame_lengths, hidden.shape[1])
         for layer in self.frame_layers:
             hidden = layer(hidden, mask)
@@ -239,8 +241,8 @@ class Vocoder(PreTrainedModel):
             decoder: `decoder(features (T, 128), f0 (2 T,) Hz with 0 = unvoiced, energy (2 T,)) -> waveform`, NumPy in
                 and out, at `sampling_rate`. Default `None`: Griffin-Lim on the predicted log-mel spectrogram, a
                 fallback that is intelligible but sounds metallic.
-            pitch, style: exactly the streams that the configuration counts, each one code a unit (`(U,)`), a code at
-                its own rate where all durations are 1 (12.5 Hz and 1 Hz, `(P,)` and `(S,)`), or one code for all.
+            pitch, style: exactly the streams that the configuration counts (at most these, with `optional_prosody`),
+                each one code a unit (`(U,)`), a code at its own rate where all durations are 1 (12.5 Hz and 1 Hz, `(P,)` and `(S,)`), or one code for all.
 
         Returns:
             `torch.FloatTensor` of shape `(samples,)` at `sampling_rate`, cut or zero-padded to exactly
@@ -255,7 +257,7 @@ class Vocoder(PreTrainedModel):
             durations = self.predict_durations(units[None])[0]
         durations = check_durations(durations, units)
         pitch, style = (
-            codes_at_frames(name, codes, durations, count, rate / self.config.unit_rate)
+            codes_at_frames(name, codes, durations, count, rate / self.config.unit_rate, self.config.optional_prosody)
             for name, codes, count, rate in self._streams(pitch, style)
         )
         units = torch.repeat_interleave(units, durations)
@@ -343,7 +345,10 @@ class Vocoder(PreTrainedModel):
 
     def _spoken_frames(self, units, durations, pitch, style) -> Iterator[list[int]]:
         streams = [(name, codes, count) for name, codes, count, _ in self._streams(pitch, style)]
-        return spoken_frames(units, durations, streams, self.config.num_units, self.predict_durations, self.device)
+        config = self.config
+        return spoken_frames(
+            units, durations, streams, config.num_units, self.predict_durations, self.device, config.optional_prosody
+        )
 
     def _streams(self, pitch, style) -> list[tuple]:
         """(name, codes, number of codes, rate) of pitch and style."""
@@ -355,7 +360,7 @@ class Vocoder(PreTrainedModel):
 
     def _check_streams(self, pitch, style) -> None:
         for name, codes, count, _ in self._streams(pitch, style):
-            check_stream(name, codes, count)
+            check_stream(name, codes, count, self.config.optional_prosody)
 
     def _output_to_waveform(self, output: VocoderOutput, decoder: NeuralDecoder | None) -> torch.FloatTensor:
         if decoder is None:
