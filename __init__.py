@@ -34,6 +34,9 @@ _MODULE_OF_NAME = {
     "student_from_teacher": "training.student_init",
     "DistillationArguments": "training.arguments",
     "correct_teacher": "training.teacher_correction",
+    "TeacherCacheWriter": "training.teacher_cache",
+    "CacheSettings": "training.teacher_cache",
+    "CachedTeacher": "training.cached_teacher",
     "DistillationTrainer": "distill_trainer",
 }
 
