@@ -241,8 +241,9 @@ class Vocoder(PreTrainedModel):
             decoder: `decoder(features (T, 128), f0 (2 T,) Hz with 0 = unvoiced, energy (2 T,)) -> waveform`, NumPy in
                 and out, at `sampling_rate`. Default `None`: Griffin-Lim on the predicted log-mel spectrogram, a
                 fallback that is intelligible but sounds metallic.
-            pitch, style: exactly the streams that the configuration counts (at most these, with `optional_prosody`),
-                each one code a unit (`(U,)`), a code at its own rate where all durations are 1 (12.5 Hz and 1 Hz, `(P,)` and `(S,)`), or one code for all.
+            pitch, style: exactly the streams that the configuration counts (at most these, with
+                `optional_prosody`), each one code a unit (`(U,)`), a code at its own rate where all durations are 1
+                (12.5 Hz and 1 Hz, `(P,)` and `(S,)`), or one code for all.
 
         Returns:
             `torch.FloatTensor` of shape `(samples,)` at `sampling_rate`, cut or zero-padded to exactly
