@@ -7,6 +7,7 @@ class being saved, and then `AutoModel.from_pretrained` fails on a folder saved 
 
 import copy
 import math
+from collections.abc import Collection
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -132,6 +133,26 @@ class TinyWaveConfig(LlamaConfig):
             raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
         return cls(**copy.deepcopy({**PRESETS[name], **overrides}))
 
+    def with_streams(self, streams: Collection[str]) -> "TinyWaveConfig":
+        """Return a copy that knows only some of its streams of speech.
+
+        The ids keep their places, and those of the streams left out become filler. With the same weights, a model of
+        units, pitch and style so becomes one that reads and writes units alone.
+
+        Args:
+            streams: some of those that [`~TinyWaveConfig.stream_ranges`] names; units and text always stay.
+
+        Raises `ValueError` for a stream that the model does not have.
+        """
+        if missing := sorted(set(streams) - self.stream_ranges().keys()):
+            raise ValueError(f"the model has no stream {missing[0]!r}; it has {', '.join(self.stream_ranges())}")
+        config = copy.deepcopy(self)
+        for name in ("pitch", "style"):
+            if name not in streams:
+                setattr(config, f"num_{name}_tokens", 0)
+                setattr(config, f"{name}_offset", -1)
+        return config
+
     def stream_ranges(self) -> dict[str, range]:
         """Return the ids of each stream the model has: "text", "unit", and "pitch" and "style" where present.
 
@@ -190,6 +211,8 @@ class TinyWaveConfig(LlamaConfig):
             "AutoModel": "modeling_tinywave.TinyWaveModel",
             "AutoModelForCausalLM": "modeling_tinywave.TinyWaveForCausalLM",
         }
+        # Those of a folder that held a codec as well; the next one may not.
+        output.pop("custom_pipelines", None)
         return output
 
 
@@ -277,6 +300,8 @@ class VocoderConfig(PreTrainedConfig):
         num_style_tokens (`int`, default 0): style codes that the vocoder hears; 0 for a vocoder without style.
         pitch_rate (`float`, default 12.5): pitch codes per second (Hz).
         style_rate (`float`, default 1.0): style codes per second (Hz).
+        optional_prosody (`bool`, default False): whether the vocoder was trained to do without pitch or style as well,
+            so that it also speaks units alone.
     """
 
     model_type = "tinywave_vocoder"
@@ -295,10 +320,11 @@ class VocoderConfig(PreTrainedConfig):
     num_style_tokens: int = 0
     pitch_rate: float = 12.5
     style_rate: float = 1.0
+    optional_prosody: bool = False
 
     def validate_sizes(self):
         """Part of the `@strict` validation: sizes that would make the first batch fail are refused here."""
-        for name in self.__class__.__annotations__:
+        for name in self.__class__.__annotations__.keys() - {"optional_prosody"}:
             is_off = name in ("num_pitch_tokens", "num_style_tokens") and getattr(self, name) == 0
             if getattr(self, name) <= 0 and not is_off:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")

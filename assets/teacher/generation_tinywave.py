@@ -1,10 +1,16 @@
-"""Generation in a chosen modality: a mask over id ranges, and prompts that are checked before the first step.
+"""Generation in a chosen modality: a mask over id ranges, prompts checked before the first step, ids one by one.
 
 Letters in shapes: B rows, T tokens so far, V vocabulary.
 """
 
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
 import torch
-from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.generation import BaseStreamer
 
 from .configuration_tinywave import TinyWaveConfig
 from .tokenization_tinywave import meaningful_ids
@@ -140,3 +146,67 @@ def check_prompt(
             f"the prompt holds id {wrong[0].item()}, which has no meaning for this model: it is filler or outside the "
             f"vocabulary 0..{config.vocab_size - 1}; was the prompt made with another model's processor?"
         )
+
+
+class StreamClosed(Exception):
+    """Ends `generate` when nobody reads its ids any more."""
+
+
+class IdStreamer(BaseStreamer):
+    """Passes the new ids of one row from the thread that generates to the one that reads.
+
+    `events` receives an id (`int`) for each token, then None at the end, or the exception that ended it.
+    """
+
+    def __init__(self):
+        self.events: queue.SimpleQueue = queue.SimpleQueue()
+        self.is_closed = False
+        self._is_prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt `(B, T)`, then the new ids `(B,)` of each step."""
+        if self.is_closed:
+            raise StreamClosed
+        if len(value) != 1:
+            raise ValueError(f"found {len(value)} rows; a stream gives one continuation of one prompt")
+        if not self._is_prompt:
+            for index in value.flatten().tolist():
+                self.events.put(index)
+        self._is_prompt = False
+
+    def end(self) -> None:
+        """Nothing: the end is told when `generate` has returned."""
+
+
+def stream_ids(model: PreTrainedModel, **generation_options: Any) -> Iterator[int]:
+    """Yield the new ids of one prompt while `model.generate` still runs, in a thread of its own.
+
+    The ids are those that `generate` returns, EOS included. Closing the iterator ends the generation after the step
+    that it is in, and returns when its thread has ended.
+
+    Args:
+        generation_options: of `model.generate`, with `input_ids` of shape `(1, length)`. No beam search.
+
+    Raises what `generate` raises, and `ValueError` for more than one row.
+    """
+    streamer = IdStreamer()
+
+    def generate() -> None:
+        try:
+            model.generate(**generation_options, streamer=streamer)
+        except StreamClosed:
+            pass
+        except BaseException as error:
+            streamer.events.put(error)
+        streamer.events.put(None)
+
+    thread = threading.Thread(target=generate, name="generate")
+    thread.start()
+    try:
+        while (event := streamer.events.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+    finally:
+        streamer.is_closed = True
+        thread.join()

@@ -6,6 +6,7 @@ among the units, in order of time. Which id means what is read from a `TinyWaveC
 serve every layout. Source of the format: SPIRIT-LM (arXiv 2402.05755).
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -268,6 +269,31 @@ def ids_to_segments(ids: Sequence[int], config: TinyWaveConfig, tokenizer: PreTr
     return segments
 
 
+def ids_to_tokens(ids: Sequence[int], config: TinyWaveConfig) -> list[str]:
+    """Token ids of speech `(length,)` -> their names, such as "[Hu78]", "[Pi13]" and "[St1]".
+
+    Raises `ValueError` for an id that is no marker and belongs to no stream of speech.
+    """
+    names = _added_tokens(config)
+    unknown = [index for index in ids if int(index) not in names]
+    if unknown:
+        raise ValueError(f"id {unknown[0]} is not speech; expected a unit, pitch or style token, or a marker")
+    return [names[int(index)] for index in ids]
+
+
+def tokens_to_ids(tokens: Sequence[str], config: TinyWaveConfig) -> np.ndarray:
+    """Names of speech tokens -> ids `(length,)`, int64: the inverse of [`ids_to_tokens`].
+
+    Raises `ValueError` for a name that is not one of the model's.
+    """
+    ids = {name: index for index, name in _added_tokens(config).items()}
+    for position, token in enumerate(tokens):
+        if token not in ids:
+            streams = ", ".join(f"{len(owned)} {name}" for name, owned in config.stream_ranges().items() if len(owned))
+            raise ValueError(f"token {token!r} at position {position} is unknown; this layout has {streams} tokens")
+    return np.array([ids[token] for token in tokens], dtype=np.int64)
+
+
 def marker_of_modality(modality: str, config: TinyWaveConfig) -> int:
     """ "text" or "speech" -> the id of its marker. Raises `ValueError` for anything else."""
     markers = {"text": config.text_marker_id, "speech": config.speech_marker_id}
@@ -381,6 +407,16 @@ def build_tokenizer(config: TinyWaveConfig, text_tokenizer: PreTrainedTokenizerF
     )
 
 
+def text_part(tokenizer: PreTrainedTokenizerFast, config: TinyWaveConfig) -> PreTrainedTokenizerFast:
+    """Return the text tokenizer inside one that [`build_tokenizer`] made, to build one of another layout from it."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < config.text_vocab_size]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        **{name: getattr(tokenizer, name) for name in ("pad_token", "bos_token", "eos_token", "unk_token")},
+    )
+
+
 def _added_tokens(config: TinyWaveConfig) -> dict[int, str]:
     """Return the content of every added token by id, in the order of ids."""
     contents = {config.text_marker_id: TEXT_MARKER, config.speech_marker_id: SPEECH_MARKER}
@@ -418,8 +454,9 @@ def _check_streams(streams: SpeechStreams, config: TinyWaveConfig) -> None:
             _check_range(values, range(len(ranges[name])), name)
             spans[name] = len(values) / getattr(config, clock)
     shortest, longest = min(spans, key=spans.get), max(spans, key=spans.get)
-    # The last second of style may be almost empty, and clocks differ from true rates by less than a thousandth.
-    if spans[longest] - spans[shortest] > 1 + 1e-3 * spans[longest]:
+    # The last second of style may be almost empty where the last token of pitch is missing, and clocks differ from
+    # true rates by less than a thousandth.
+    if spans[longest] - spans[shortest] > 1 / config.style_rate + 1 / config.pitch_rate + 1e-3 * spans[longest]:
         found = ", ".join(f"{span:.2f} s of {name}" for name, span in spans.items())
         raise ValueError(
             f"the streams span different times: {found}; expected one value a frame, repeats kept, each stream at its "
