@@ -3,20 +3,21 @@
 from pathlib import Path
 
 from ..eval.builders import build_suite
-from .loading import add_codec_arguments, open_codec
+from .loading import add_codec_arguments, add_streams_argument, open_codec
 from .recipe import read_recipe
 
 
 def add_arguments(parser):
     parser.add_argument("recipe", help="suite recipe: a YAML file or the name of a packaged one")
     add_codec_arguments(parser, speaks=False)
+    add_streams_argument(parser)
     parser.add_argument("--output-dir", required=True, help="folder of the manifests; speech goes into its `speech`")
     parser.add_argument("--num-processes", type=int, default=2, help="worker processes that speak")
 
 
 def run(arguments) -> int:
     recipe = read_recipe(arguments.recipe)
-    codec = open_codec(arguments)
+    codec = open_codec(arguments, arguments.streams)
     output = Path(arguments.output_dir)
     for name, num_pairs in recipe["suites"].items():
         build_suite(

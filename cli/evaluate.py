@@ -7,12 +7,12 @@ from ..eval.results import write_json
 from ..eval.runner import evaluate_models
 from ..eval.scoring import STREAM_FIELDS
 from ..modeling_tinywave import TinyWaveForCausalLM
-from .shipped import SUITES
+from .shipped import suites_of
 
 
 def add_arguments(parser):
     parser.add_argument("model", help="model folder")
-    parser.add_argument("--suites", default=str(SUITES), help="folder of suite manifests (parquet)")
+    parser.add_argument("--suites", help="folder of suite manifests (default: those in the model's own units)")
     parser.add_argument("--units", required=True, help="unit shards whose test split gives the perplexity")
     parser.add_argument(
         "--scored-streams",
@@ -24,10 +24,11 @@ def add_arguments(parser):
 
 
 def run(arguments) -> int:
-    suites = {path.stem: path for path in sorted(Path(arguments.suites).glob("*.parquet"))}
-    if not suites:
-        raise FileNotFoundError(f"No suite (*.parquet) in {arguments.suites}; build them with tinywave build-suites.")
     model = TinyWaveForCausalLM.from_pretrained(arguments.model, dtype="float32").eval()
+    folder = Path(arguments.suites or suites_of(model.config.stream_ranges()))
+    suites = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
+    if not suites:
+        raise FileNotFoundError(f"No suite (*.parquet) in {folder}; build them with tinywave build-suites.")
     prosody = [name for name in ("pitch", "style") if name in model.config.stream_ranges()]
     held_out = read_documents(arguments.units, "test", prosody=prosody)
     output = Path(arguments.output_dir)

@@ -1,17 +1,13 @@
 """`tinywave extract-units --corpus outputs/corpus --streams unit pitch style --output-dir outputs/units`"""
 
 from ..data.unit_extraction import extract_units
-from .loading import add_codec_arguments, open_codec
-
-STREAMS = ("unit", "pitch", "style")
+from .loading import add_codec_arguments, add_streams_argument, open_codec
 
 
 def add_arguments(parser):
     parser.add_argument("--corpus", required=True, help="folder that `tinywave prepare` wrote")
     add_codec_arguments(parser, speaks=False)
-    parser.add_argument(
-        "--streams", nargs="+", choices=STREAMS, default=["unit"], help="what to extract, units always"
-    )
+    add_streams_argument(parser)
     parser.add_argument("--output-dir", required=True, help="folder of the unit shards")
     parser.add_argument("--num-processes", type=int, default=2, help="worker processes")
 

@@ -10,7 +10,9 @@ from ..codec_tinywave import SpeechCodec
 from ..data.codec_loading import load_codec
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
-from .shipped import CODEC
+from .shipped import CODEC, speech_encoder_of
+
+STREAMS = ("unit", "pitch", "style")
 
 
 def load_language_model(folder: str | Path) -> tuple[TinyWaveForCausalLM, TinyWaveProcessor]:
@@ -43,7 +45,11 @@ def load_for_training(
 def add_codec_arguments(parser, speaks: bool = True) -> None:
     """Declare what [`open_codec`] reads; `speaks` where the verb makes sound."""
     parser.add_argument("--codec", default=str(CODEC), help="folder of the encoders and the vocoder")
-    parser.add_argument("--speech-encoder", help="folder of another speech encoder, in place of the codec's own")
+    parser.add_argument(
+        "--speech-encoder",
+        help="folder of another speech encoder, in place of the codec's own; for models of units alone, and where the "
+        "codec is the shipped one, the default is the encoder on Whisper",
+    )
     if speaks:
         parser.add_argument("--vocoder", help="folder of another vocoder, in place of the codec's own")
         parser.add_argument(
@@ -51,13 +57,21 @@ def add_codec_arguments(parser, speaks: bool = True) -> None:
         )
 
 
+def add_streams_argument(parser) -> None:
+    """Declare the streams of speech that a verb makes."""
+    parser.add_argument("--streams", nargs="+", choices=STREAMS, default=["unit"], help="what to make; units always")
+
+
 def open_codec(arguments, streams: Collection[str] | None = None) -> SpeechCodec:
     """The codec that the arguments name, with the encoders of `streams` (default: all it has)."""
     logging.disable_progress_bar()
+    speech_encoder = arguments.speech_encoder
+    if speech_encoder is None and streams is not None and Path(arguments.codec) == CODEC:
+        speech_encoder = speech_encoder_of(streams)
     return load_codec(
         arguments.codec,
         streams,
-        speech_encoder=arguments.speech_encoder,
+        speech_encoder=speech_encoder,
         vocoder=getattr(arguments, "vocoder", None),
         griffin_lim=getattr(arguments, "griffin_lim", True),
     )
