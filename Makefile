@@ -38,6 +38,7 @@ lint: install
 
 bench: install
 	.venv/bin/python -m tinywave.benchmarks.speed
+	.venv/bin/python -m tinywave.benchmarks.distillation --output benchmarks/results/distill.json
 
 assets: install
 	.venv/bin/tinywave rebuild
