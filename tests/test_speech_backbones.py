@@ -14,7 +14,7 @@ from transformers import HubertConfig, HubertModel
 
 from tinywave.configuration_tinywave import SpeechEncoderConfig
 from tinywave.data.audio_io import load_audio
-from tinywave.data.unit_extraction import load_speech_encoder
+from tinywave.data.codec_loading import load_speech_encoder
 from tinywave.speech_encoder_tinywave import SpeechEncoder
 from tinywave.training.checkpoints import save_in_bfloat16
 

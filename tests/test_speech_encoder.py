@@ -15,7 +15,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from tinywave.configuration_tinywave import SpeechEncoderConfig
 from tinywave.data.audio_io import load_audio
-from tinywave.data.unit_extraction import load_speech_encoder, new_speech_encoder
+from tinywave.data.codec_loading import load_speech_encoder, new_speech_encoder
 from tinywave.data.whisper_weights import WHISPER_BASE_CONFIG, load_whisper_encoder
 from tinywave.speech_backbones_tinywave import log_mel_spectrogram
 from tinywave.speech_encoder_tinywave import SpeechEncoder
