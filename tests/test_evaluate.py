@@ -22,7 +22,7 @@ def folder(expressive_codec, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
     save_encoders(expressive_codec, folder / "codec")
     (folder / "suites.yaml").write_text(yaml.safe_dump({"seed": 0, "suites": {"syntactic": 3}}))
-    codec = ["--codec", str(folder / "codec"), "--num-processes", "1"]
+    codec = ["--codec", str(folder / "codec"), "--num-processes", "1", "--streams", "unit", "pitch", "style"]
     assert main(["build-suites", str(folder / "suites.yaml"), *codec, "--output-dir", str(folder / "suites")]) == 0
     items = [
         TextItem(str(seed), "test", "story", ("The dog ran home.",), "hibari", "base", seed, "CC0", "test")
@@ -30,7 +30,7 @@ def folder(expressive_codec, tmp_path_factory):
     ]
     prepare_corpus(items, folder / "corpus", num_processes=1)
     shards = ["--corpus", str(folder / "corpus"), "--output-dir", str(folder / "units")]
-    assert main(["extract-units", *codec, "--streams", "unit", "pitch", "style", *shards]) == 0
+    assert main(["extract-units", *codec, *shards]) == 0
     torch.manual_seed(0)
     small = {"num_hidden_layers": 1, "hidden_size": 24, "intermediate_size": 32, "initializer_range": 0.3}
     model = TinyWaveForCausalLM(TinyWaveConfig.from_preset("nano-expressive-student", **small))
