@@ -94,23 +94,6 @@ def test_a_second_run_keeps_what_is_done(output, recipe_file, capsys):
     assert "Report:" in capsys.readouterr().out
 
 
-def test_the_interleaved_variant_reads_prosody_and_goes_on_with_it(recipe_file, tmp_path):
-    recipe = yaml.safe_load(recipe_file.read_text()) | {"suites": ["speaker"], "num_resynthesis_clips": 1}
-    styled = {"domain": "story", "split": "test", "count": 6, "voices": "hibari", "styles": {"happy": 1, "sad": 1}}
-    recipe["corpus"]["documents"] = [*recipe["corpus"]["documents"][:2], styled]
-    recipe["prosody"] |= {"max_per_style": 2, "generation": {"do_sample": True, "max_new_tokens": 30}}
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    output = tmp_path / "output"
-    assert main(["quickstart", "--variant", "interleaved", "--recipe", str(path), "--output-dir", str(output)]) == 0
-    report = json.loads((output / "report.json").read_text())
-    scored = report["perplexity_details"]["student"]["sequence"]["scored_streams"]
-    assert set(scored) == {"unit", "pitch", "style"}
-    for name in MODELS:
-        assert set(report["prosody"][name]["style"]) == {"happy", "sad"}
-    assert "happy" in (output / "report.html").read_text()
-
-
 def test_a_missing_recipe_is_one_clear_line(tmp_path, capsys):
     assert main(["quickstart", "--recipe", "nowhere", "--output-dir", str(tmp_path)]) == 2
     assert "No recipe nowhere" in capsys.readouterr().err
