@@ -240,8 +240,10 @@ class SpeechCodec:
         if values is None or len(values) == num_frames:
             return values
         seconds, expected = len(values) / rate, num_frames / self.speech_encoder.frame_rate
-        # The last second of style may be almost empty, and clocks differ from true rates by less than a thousandth.
-        if len(values) == 0 or abs(seconds - expected) > 1 + 1e-3 * expected:
+        # The last second of style may be almost empty where the last unit is missing, and clocks differ from true
+        # rates by less than a thousandth.
+        tolerance = 1 + 1 / self.speech_encoder.frame_rate + 1e-3 * expected
+        if len(values) == 0 or abs(seconds - expected) > tolerance:
             raise ValueError(
                 f"found {seconds:.2f} s of {name} for {expected:.2f} s of units; expected {rate:g} values a second, "
                 "repeats kept"

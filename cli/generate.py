@@ -25,6 +25,7 @@ def add_arguments(parser):
     parser.add_argument("--model", default=str(TEACHER), help="folder of the language model")
     add_codec_arguments(parser)
     parser.add_argument("--max-new-tokens", type=int, default=100, help="most tokens to add; 18 to 28 make a second")
+    parser.add_argument("--min-new-tokens", type=int, default=20, help="least tokens to add before the model may end")
     parser.add_argument("--temperature", type=float, default=0.8, help="of sampling; 0 takes the likeliest unit")
     parser.add_argument("--top-k", type=int, default=25, help="sample from this many likeliest units")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same continuation")
@@ -33,7 +34,7 @@ def add_arguments(parser):
 
 def run(arguments) -> int:
     """Continue a recording, a text or both; print new text, write new speech and print its path."""
-    sampling = sampling_options(arguments.temperature, arguments.top_k, arguments.max_new_tokens)
+    sampling = sampling_options(arguments)
     prompt, output = choose_files(arguments)
     conversation = [] if prompt is None else [("speech", load_audio(prompt))]
     if arguments.text is not None:
@@ -86,14 +87,15 @@ def write_speech(segments: Sequence[GeneratedSegment], codec: SpeechCodec, outpu
     write_audio(output, np.concatenate(spoken), codec.output_sampling_rate)
 
 
-def sampling_options(temperature: float, top_k: int, max_new_tokens: int) -> dict:
+def sampling_options(arguments) -> dict:
     """The options of `generate`. Raises `ValueError` for a setting out of range."""
+    temperature, top_k = arguments.temperature, arguments.top_k
+    least, most = arguments.min_new_tokens, arguments.max_new_tokens
     # The comparison is so that NaN is out of range as well.
-    if not temperature >= 0 or top_k < 1 or max_new_tokens < 1:
+    if not temperature >= 0 or top_k < 1 or most < 1 or least < 0:
         raise ValueError(
-            f"found temperature {temperature}, top-k {top_k} and {max_new_tokens} new tokens; expected a temperature "
-            "of 0 or more, and at least 1 of the others"
+            f"found temperature {temperature}, top-k {top_k} and {least} to {most} new tokens; expected a temperature "
+            "of 0 or more, a top-k and most new tokens of 1 or more, and no negative number of new tokens"
         )
-    if temperature == 0:
-        return {"do_sample": False, "max_new_tokens": max_new_tokens}
-    return {"do_sample": True, "temperature": temperature, "top_k": top_k, "max_new_tokens": max_new_tokens}
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {"do_sample": False}
+    return sampling | {"min_new_tokens": min(least, most), "max_new_tokens": most}

@@ -6,17 +6,17 @@ Importing that package needs torchaudio; here only the weights are read, and the
 Shapes: B batch, M mel bins, T frames (100 Hz), C channels, P pitch classes.
 """
 
-import hashlib
-import importlib.util
 import os
 import pickle
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.audio_utils import mel_filter_bank
 
+from .installed_weights import find_installed_weights
+
+WEIGHTS_FILE = "assets/fcpe_c_v001.pt"
 WEIGHTS_SHA256 = "b9aeaeb673436eeda50ceafd632aa681aa63417e52eae4207503d180c9b10015"
 HOP_LENGTH = 160
 _WINDOW = 1024
@@ -116,28 +116,12 @@ def load_fcpe(path: str | os.PathLike | None = None) -> FcpeNetwork:
     Raises `ModuleNotFoundError` when torchfcpe is not installed, `ValueError` for other weights.
     """
     if path is None:
-        path = _installed_weights()
-    path = Path(path)
+        purpose = "the F0 extractor 'fcpe' (or choose 'swift-f0', which does not)"
+        path = find_installed_weights("torchfcpe", "0.0.4", WEIGHTS_FILE, WEIGHTS_SHA256, purpose)
     try:
         return FcpeNetwork(torch.load(path, map_location="cpu", weights_only=True)["model"]).eval()
     except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read as FCPE weights ({error}); reinstall torchfcpe==0.0.4") from error
-
-
-def _installed_weights() -> Path:
-    spec = importlib.util.find_spec("torchfcpe")
-    if spec is None:
-        raise ModuleNotFoundError(
-            "the F0 extractor 'fcpe' needs the weights of torchfcpe; run: pip install --no-deps torchfcpe==0.0.4 (its "
-            "dependency torchaudio is not needed), or choose 'swift-f0'"
-        )
-    path = Path(spec.origin).parent / "assets" / "fcpe_c_v001.pt"
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-    if found != WEIGHTS_SHA256:
-        raise ValueError(
-            f"{path} has the sha256 {found}; expected {WEIGHTS_SHA256}: pip install --no-deps torchfcpe==0.0.4"
-        )
-    return path
 
 
 def log_mel_spectrogram(waveform: torch.Tensor, num_mel_bins: int, sampling_rate: int = 16000) -> torch.Tensor:

@@ -13,8 +13,8 @@ import numpy as np
 from torch import nn
 
 from ..tokenization_tinywave import SpeechStreams
-from .results import atomic_file, write_json
-from .results_table import END_MARKER, START_MARKER, format_accuracy, suite_to_label
+from .results import write_json
+from .results_table import check_markers, format_accuracy, suite_to_label, write_between_markers
 from .scoring import SpeechSequenceFormat, score_perplexity
 from .statistics import bootstrap_sums, percentile_interval
 from .suites import evaluate_suite
@@ -218,15 +218,6 @@ def write_page(ablation: Mapping, page: str | PathLike) -> None:
         ValueError: for a page without markers.
     """
     page = Path(page)
-    before, after = _text_around_table(page)
+    check_markers(page)
     write_json(ablation, page.with_name("ablation.json"))
-    with atomic_file(page) as partial:
-        partial.write_text(f"{before}\n{ablation_to_markdown(ablation)}\n{after}", encoding="utf-8")
-
-
-def _text_around_table(page: Path) -> tuple[str, str]:
-    text = page.read_text(encoding="utf-8")
-    start, end = text.find(START_MARKER), text.find(END_MARKER)
-    if not 0 <= start < end:
-        raise ValueError(f"{page} has no {START_MARKER} followed by {END_MARKER}; add both where the table belongs.")
-    return text[: start + len(START_MARKER)], text[end:]
+    write_between_markers(ablation_to_markdown(ablation), page)

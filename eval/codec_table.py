@@ -8,7 +8,7 @@ from .codec_measures import is_measured
 from .codec_resynthesis import BASE, EXPRESSIVE, ORIGINAL, WITHOUT_PITCH
 from .codec_units import OWN, TEACHER
 from .results import atomic_file, write_json
-from .results_table import END_MARKER, START_MARKER, format_count, format_percent, suite_to_label
+from .results_table import check_markers, format_count, format_percent, suite_to_label, write_between_markers
 
 NOT_MEASURED = "not measured"
 PICTURE = "codec_f0.svg"
@@ -200,13 +200,8 @@ def write_page(report: Mapping, picture: Path, page: str | Path) -> None:
     Raises `ValueError` for a page without markers.
     """
     page = Path(page)
-    text = page.read_text(encoding="utf-8")
-    start, end = text.find(START_MARKER), text.find(END_MARKER)
-    if not 0 <= start < end:
-        raise ValueError(f"{page} has no {START_MARKER} followed by {END_MARKER}; add both where the table belongs.")
+    check_markers(page)
     with atomic_file(page.with_name(PICTURE)) as partial:
         shutil.copyfile(picture, partial)
     write_json(report, page.with_name("codec.json"))
-    with atomic_file(page) as partial:
-        before = text[: start + len(START_MARKER)]
-        partial.write_text(f"{before}\n{report_to_markdown(report)}\n{text[end:]}", encoding="utf-8")
+    write_between_markers(report_to_markdown(report), page)

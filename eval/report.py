@@ -79,8 +79,11 @@ def write_report(report: dict, output_folder: str | os.PathLike) -> Path:
     folder = Path(output_folder)
     folder.mkdir(parents=True, exist_ok=True)
     environment = Environment(
-        loader=PackageLoader("tinywave.eval", "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("tinywave.eval", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["unbroken"] = keep_together
     html = environment.get_template("report.html.j2").render(**report_to_page(report, folder))
@@ -135,14 +138,26 @@ def headline_tiles(report: dict) -> list[tuple[str, str, str]]:
     means = mean_accuracies(report)
     above_chance = retention["above_chance_mean"]
     tiles = [
-        (format_count(report["student"]["parameters"]), "student parameters",
-         f"teacher: {format_count(report['teacher']['parameters'])}"),
-        (format_percent(retention["raw_mean"]), "accuracy kept",
-         f"{format_percent(means['student'])} of pairs right, teacher {format_percent(means['teacher'])}"),
-        ("undefined" if above_chance is None else format_percent(above_chance), "kept above chance",
-         "the same ratio after taking off the 50 % that guessing gives"),
-        (f"{perplexity['student'] - perplexity['teacher']:+.3f}", "perplexity against the teacher",
-         f"without distillation {perplexity['no_distillation'] - perplexity['teacher']:+.3f}"),
+        (
+            format_count(report["student"]["parameters"]),
+            "student parameters",
+            f"teacher: {format_count(report['teacher']['parameters'])}",
+        ),
+        (
+            format_percent(retention["raw_mean"]),
+            "accuracy kept",
+            f"{format_percent(means['student'])} of pairs right, teacher {format_percent(means['teacher'])}",
+        ),
+        (
+            "undefined" if above_chance is None else format_percent(above_chance),
+            "kept above chance",
+            "the same ratio after taking off the 50 % that guessing gives",
+        ),
+        (
+            f"{perplexity['student'] - perplexity['teacher']:+.3f}",
+            "perplexity against the teacher",
+            f"without distillation {perplexity['no_distillation'] - perplexity['teacher']:+.3f}",
+        ),
     ]
     if report.get("seconds"):
         tiles.append((format_duration(sum(report["seconds"].values())), "for the whole run", "all steps together"))
@@ -167,7 +182,8 @@ def continuation_to_card(item: dict, folder: Path) -> dict:
     labels = {"prompt": "Prompt", **{model: label.capitalize() for model, label in MODELS.items()}}
     players = [
         recording_to_player(folder / item[model], model, label, transcripts.get(model, ""))
-        for model, label in labels.items() if item.get(model)
+        for model, label in labels.items()
+        if item.get(model)
     ]
     return {
         "title": item["title"],
@@ -202,8 +218,12 @@ def suites_to_forest(suites: dict) -> dict:
     def mark(score: dict, model: str) -> dict:
         low, high = score["ci95"]
         return {
-            "model": model, "label": MODELS[model], "dot": position(score["accuracy"]), "left": position(low),
-            "width": position(high) - position(low), "accuracy": format_percent(score["accuracy"]),
+            "model": model,
+            "label": MODELS[model],
+            "dot": position(score["accuracy"]),
+            "left": position(low),
+            "width": position(high) - position(low),
+            "accuracy": format_percent(score["accuracy"]),
             "interval": f"{100 * low:.1f} to {100 * high:.1f}",
         }
 
@@ -228,7 +248,8 @@ def perplexity_to_dots(perplexity: dict) -> dict:
     span = max(end - 1, 1e-9)
     dots = [
         {"model": model, "label": label, "value": f"{value:.3f}", "dot": 100 * (value - 1) / span}
-        for model, label in MODELS.items() for value in [perplexity[model]]
+        for model, label in MODELS.items()
+        for value in [perplexity[model]]
     ]
     return {"dots": dots, "ticks": [(position, f"{1 + position / 100 * span:.2f}") for position in (0, 50, 100)]}
 
@@ -256,15 +277,22 @@ def curves_to_charts(curves: dict) -> list[dict]:
     logs = {model: curves[model] for model in ("no_distillation", "student") if curves.get(model)}
     if not logs:
         return []
-    charts = [("Cross-entropy", "nats per token", [
-        log_to_curve(model, log, CROSS_ENTROPY if any(CROSS_ENTROPY in row for row in log) else "loss")
-        for model, log in logs.items()
-    ])]
+    charts = [
+        (
+            "Cross-entropy",
+            "nats per token",
+            [
+                log_to_curve(model, log, CROSS_ENTROPY if any(CROSS_ENTROPY in row for row in log) else "loss")
+                for model, log in logs.items()
+            ],
+        )
+    ]
     for key, (title, unit) in LABEL_OF_LOSS.items():
         charts.append((title, unit, [log_to_curve("student", logs.get("student", []), key)]))
     return [
         {"title": title, "svg": curves_to_svg(drawn, unit, f"{title} ({unit}) over training steps")}
-        for title, unit, lines in charts if (drawn := [line for line in lines if line.steps])
+        for title, unit, lines in charts
+        if (drawn := [line for line in lines if line.steps])
     ]
 
 

@@ -83,17 +83,28 @@ def curves_to_svg(curves: list[Curve], y_label: str, description: str) -> str:
     """
     ink, muted, line = (_COLOUR_OF_STYLE[f"var(--{name})"] for name in ("ink", "muted", "line"))
     settings = {
-        "svg.fonttype": "none", "svg.hashsalt": description, "font.size": 9.5, "axes.edgecolor": line,
-        "axes.labelcolor": muted, "xtick.color": muted, "ytick.color": muted, "text.color": ink, "grid.color": line,
+        "svg.fonttype": "none",
+        "svg.hashsalt": description,
+        "font.size": 9.5,
+        "axes.edgecolor": line,
+        "axes.labelcolor": muted,
+        "xtick.color": muted,
+        "ytick.color": muted,
+        "text.color": ink,
+        "grid.color": line,
     }
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(4.4, 2.6), layout="constrained")
         axes = figure.subplots()
         for curve in curves:
             axes.plot(
-                curve.steps, curve.values, color=_COLOUR_OF_STYLE[f"var(--{curve.model})"], linewidth=1.8,
+                curve.steps,
+                curve.values,
+                color=_COLOUR_OF_STYLE[f"var(--{curve.model})"],
+                linewidth=1.8,
                 linestyle=(0, (4, 2)) if curve.model == "no_distillation" else "-",
-                marker="o" if len(curve.steps) == 1 else None, markersize=4,
+                marker="o" if len(curve.steps) == 1 else None,
+                markersize=4,
             )
         axes.set_xlabel("step")
         axes.set_ylabel(y_label)
@@ -108,7 +119,7 @@ def curves_to_svg(curves: list[Curve], y_label: str, description: str) -> str:
 
 def _inline_svg(document: str, description: str) -> str:
     """Strip an SVG document to its element, name it for screen readers and give it the page's colours."""
-    svg = document[document.index("<svg"):]
+    svg = document[document.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(width|height)="[\d.]+pt"', "", svg, count=2)
     label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from .results import atomic_file
+
 MODELS = {"teacher": "teacher", "student": "student", "no_distillation": "no distillation"}
 REQUIRED_KEYS = ("teacher", "student", "suites", "perplexity", "retention")
 START_MARKER = "<!-- results:start -->"
@@ -89,9 +91,12 @@ def report_to_rows(report: dict) -> list[Row]:
     sizes["no_distillation"] = sizes["student"]
     retention = report["retention"]
     share = format_percent(sizes["student"] / sizes["teacher"], 0)
-    rows = [Row("Parameters", tuple(
-        format_count(sizes[model]) + ("" if model == "teacher" else f" ({share})") for model in MODELS
-    ))]
+    rows = [
+        Row(
+            "Parameters",
+            tuple(format_count(sizes[model]) + ("" if model == "teacher" else f" ({share})") for model in MODELS),
+        )
+    ]
     for suite, scores in report["suites"].items():
         num_pairs = max(scores[model]["n"] for model in MODELS)
         label = f"{suite_to_label(suite)} (n = {num_pairs})"
@@ -189,16 +194,29 @@ def report_to_text(report: dict) -> str:
     return "\n".join(lines)
 
 
-def update_readme(report: dict, readme_path: str | Path) -> None:
-    """Replace the text between the results markers of a README by the table of `report`."""
-    path = Path(readme_path)
-    text = path.read_text(encoding="utf-8")
+def check_markers(page: str | Path) -> None:
+    """Raise `ValueError` for a page without the two results markers, before work is done for it."""
+    _text_around_results(Path(page))
+
+
+def write_between_markers(markdown: str, page: str | Path) -> None:
+    """Replace the text between the results markers of a page; the page is complete or what it was before.
+
+    Raises `ValueError` for a page without markers.
+    """
+    page = Path(page)
+    before, after = _text_around_results(page)
+    with atomic_file(page) as partial:
+        partial.write_text(f"{before}\n{markdown}\n{after}", encoding="utf-8")
+
+
+def _text_around_results(page: Path) -> tuple[str, str]:
+    """The text of a page up to the end of the first marker, and from the second on."""
+    text = page.read_text(encoding="utf-8")
     start, end = text.find(START_MARKER), text.find(END_MARKER)
     if not 0 <= start < end:
-        raise ValueError(f"{path} has no {START_MARKER} followed by {END_MARKER}; add both where the table belongs.")
-    path.write_text(
-        f"{text[: start + len(START_MARKER)]}\n{report_to_markdown(report)}\n{text[end:]}", encoding="utf-8"
-    )
+        raise ValueError(f"{page} has no {START_MARKER} followed by {END_MARKER}; add both where the table belongs.")
+    return text[: start + len(START_MARKER)], text[end:]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -207,7 +225,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("report", help="report.json of `tinywave quickstart`")
     parser.add_argument("readme", help="README.md that holds the two results markers")
     arguments = parser.parse_args(argv)
-    update_readme(json.loads(Path(arguments.report).read_text(encoding="utf-8")), arguments.readme)
+    report = json.loads(Path(arguments.report).read_text(encoding="utf-8"))
+    write_between_markers(report_to_markdown(report), arguments.readme)
 
 
 if __name__ == "__main__":

@@ -7,21 +7,21 @@ with its dependencies brings torchaudio; here only the weights are read.
 Shapes: B batch, S samples, T frames (50 Hz), D channels.
 """
 
-import hashlib
-import importlib.util
 import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..data.installed_weights import find_installed_weights
+
 SAMPLING_RATE = 16_000
 NUM_SAMPLES = 122_880
 """Samples that are judged: the first 7.68 s; shorter recordings are followed by silence."""
 
+WEIGHTS_FILE = "weights/distill_mos_v7.pt"
 WEIGHTS_SHA256 = "b18b3ac60227267cfb91e5d00ce22cc7b73716fd92f269484da1446e27031a40"
 _HOP, _WINDOW = 160, 320
 _CHANNELS = (2, 64, 64, 128, 256, 256, 256)
@@ -122,24 +122,9 @@ def load_distill_mos(path: str | os.PathLike | None = None) -> DistillMos:
 
     Raises `ModuleNotFoundError` when distillmos is not installed, `ValueError` for other weights.
     """
-    path = _installed_weights() if path is None else Path(path)
+    if path is None:
+        path = find_installed_weights("distillmos", "0.9.1", WEIGHTS_FILE, WEIGHTS_SHA256, "the opinion score")
     try:
         return DistillMos(torch.load(path, map_location="cpu", weights_only=True)["model"]).eval()
     except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read as DistillMOS weights ({error}); reinstall distillmos") from error
-
-
-def _installed_weights() -> Path:
-    spec = importlib.util.find_spec("distillmos")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(
-            "predicted opinion scores need the weights of distillmos; run: pip install --no-deps distillmos==0.9.1 "
-            "(its dependency torchaudio is not needed)"
-        )
-    path = Path(spec.origin).parent / "weights" / "distill_mos_v7.pt"
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-    if found != WEIGHTS_SHA256:
-        raise ValueError(
-            f"{path} has the sha256 {found}; expected {WEIGHTS_SHA256}: pip install --no-deps distillmos==0.9.1"
-        )
-    return path

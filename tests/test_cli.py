@@ -287,10 +287,22 @@ def language_model(tmp_path_factory):
     from tinywave.tokenization_tinywave import build_tokenizer, train_text_tokenizer
 
     config = TinyWaveConfig(
-        text_vocab_size=300, text_offset=4, text_marker_id=300, speech_marker_id=301, unit_offset=302, num_units=20,
+        text_vocab_size=300,
+        text_offset=4,
+        text_marker_id=300,
+        speech_marker_id=301,
+        unit_offset=302,
+        num_units=20,
         vocab_size=322,
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-        max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("language_model")
@@ -374,7 +386,14 @@ def test_unusable_text_is_one_line(text, message, codec, language_model, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "options", [["--temperature", "-1"], ["--temperature", "nan"], ["--top-k", "0"], ["--max-new-tokens", "0"]]
+    "options",
+    [
+        ["--temperature", "-1"],
+        ["--temperature", "nan"],
+        ["--top-k", "0"],
+        ["--max-new-tokens", "0"],
+        ["--min-new-tokens", "-1"],
+    ],
 )
 def test_unusable_sampling_is_refused(options, recording, tmp_path, capsys):
     assert command_line.main(["generate", str(recording), str(tmp_path / "out.wav"), *options]) == 2
@@ -392,7 +411,9 @@ def test_a_full_disk_while_writing_is_one_line(recording, codec):
     with open("/dev/full", "w") as full:
         result = subprocess.run(
             [sys.executable, "-m", "tinywave.cli.main", "encode", str(recording), "--json", "--codec", codec],
-            stdout=full, stderr=subprocess.PIPE, text=True,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("tinywave: [Errno 28] No space left on device; free some space")
@@ -405,7 +426,8 @@ def test_control_c_leaves_one_line_and_130(tmp_path):
     os.mkfifo(fifo)
     process = subprocess.Popen(
         [sys.executable, "-m", "tinywave.cli.main", "decode", str(fifo), str(tmp_path / "out.wav")],
-        stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     # `open` returns once the other side has opened the pipe too: the process is then inside the verb, reading.
     with open(fifo, "w"):

@@ -19,7 +19,7 @@ from tinywave.eval.results_table import (
     report_to_markdown,
     report_to_rows,
     report_to_text,
-    update_readme,
+    write_between_markers,
 )
 
 MODELS = ("teacher", "student", "no_distillation")
@@ -242,9 +242,9 @@ def test_the_terminal_table_is_aligned(report):
 def test_the_readme_table_is_replaced_between_its_markers(report, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{START_MARKER}\nold\n{END_MARKER}\nafter\n")
-    update_readme(report, readme)
+    write_between_markers(report_to_markdown(report), readme)
     once = readme.read_text()
-    update_readme(report, readme)
+    write_between_markers(report_to_markdown(report), readme)
     assert readme.read_text() == once
     assert once.startswith(f"before\n{START_MARKER}\n| | teacher | student |")
     assert once.endswith(f"\n{END_MARKER}\nafter\n")
@@ -256,5 +256,5 @@ def test_a_readme_without_markers_is_refused(report, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("nothing here")
     with pytest.raises(ValueError, match="results:start"):
-        update_readme(report, readme)
+        write_between_markers(report_to_markdown(report), readme)
     assert readme.read_text() == "nothing here"

@@ -5,22 +5,15 @@ import math
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..processing_tinywave import ID_LAYOUT_FIELDS
 from .arguments import DistillationArguments
 
-# Two models share their vocabulary only if every one of these that both configs have is equal.
-_ID_LAYOUT_FIELDS = (
-    "vocab_size",
-    "bos_token_id",
-    "eos_token_id",
-    "text_vocab_size",
-    "text_marker_id",
-    "speech_marker_id",
-    "unit_offset",
-    "num_units",
-    "pitch_offset",
-    "num_pitch_tokens",
-    "style_offset",
-    "num_style_tokens",
+# Two models share their vocabulary only if every one of these that both configs have is equal: what an id means, but
+# not how much context there is, how fast the streams are, or what rows are padded with.
+_ID_LAYOUT_FIELDS = tuple(
+    name
+    for name in ID_LAYOUT_FIELDS
+    if not name.endswith("_rate") and name not in ("pad_token_id", "max_position_embeddings")
 )
 # Settings of other architectures that change logits after the LM head, which the chunked losses read directly.
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
