@@ -118,6 +118,7 @@ def test_new_streams_may_not_move_the_units(config):
 def test_a_model_restricted_to_units_reads_pitch_as_filler(expressive_config, tokenizer):
     restricted = expressive_config.with_streams(["unit"])
     assert set(restricted.stream_ranges()) == {"text", "unit"}
+    assert (restricted.pitch_offset, restricted.style_offset) == (-1, -1)
     assert set(expressive_config.stream_ranges()) == {"text", "unit", "pitch", "style"}
     with pytest.raises(ValueError, match="filler"):
         ids_to_segments([511, 600, expressive_config.pitch_offset], restricted, tokenizer)
