@@ -116,8 +116,7 @@ def load_fcpe(path: str | os.PathLike | None = None) -> FcpeNetwork:
     Raises `ModuleNotFoundError` when torchfcpe is not installed, `ValueError` for other weights.
     """
     if path is None:
-        purpose = "the F0 extractor 'fcpe' (or choose 'swift-f0', which does not)"
-        path = find_installed_weights("torchfcpe", "0.0.4", WEIGHTS_FILE, WEIGHTS_SHA256, purpose)
+        path = find_installed_weights("torchfcpe", "0.0.4", WEIGHTS_FILE, WEIGHTS_SHA256, "the F0 extractor 'fcpe'")
     try:
         return FcpeNetwork(torch.load(path, map_location="cpu", weights_only=True)["model"]).eval()
     except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
