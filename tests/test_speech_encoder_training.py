@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch.nn import functional as F
 
 from tinywave.cli import main as command_line
 from tinywave.codec_tinywave import SpeechCodec
@@ -26,8 +27,11 @@ from tinywave.training.speech_encoder_training import (
     SpeechEncoderForDistillation,
     SpeechEncoderTrainer,
     SpeechEncoderTrainingArguments,
+    add_room,
     balance_voices,
+    tilt_spectrum,
     train_speech_encoder,
+    untrained_speech_encoder,
 )
 
 LIBRIVOX = Path(__file__).parents[1] / "assets" / "audio" / "librivox"
@@ -84,6 +88,10 @@ def teacher():
     chosen = torch.randperm(len(features))[:NUM_UNITS]
     encoder.quantizer.centroids = encoder.quantizer.normalize(features[chosen])
     return encoder
+
+
+def untrained_encoder(**changes):
+    return untrained_speech_encoder(SpeechEncoderConfig(**{**CONFIG, **changes}), seed=0)
 
 
 def write_corpus(folder, paths, split="train"):
@@ -272,11 +280,43 @@ def test_features_are_compared_with_the_teachers_own_of_the_clean_crop(teacher, 
 def test_the_teacher_is_neither_trained_nor_saved(teacher, utterances, tmp_path):
     before = teacher.fingerprint()
     args = arguments(tmp_path, feature_weight=1.0, max_steps=2, save_strategy="steps", save_steps=2)
-    encoder = train_speech_encoder(SpeechEncoderConfig(**CONFIG), utterances, args, teacher)
+    encoder = train_speech_encoder(untrained_encoder(), utterances, args, teacher)
     assert teacher.fingerprint() == before
     saved = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
     assert {name.split(".")[0] for name in saved} == {"encoder", "projector"}
     assert not any("projector" in name for name in encoder.state_dict())
+
+
+def test_a_room_keeps_the_direct_sound_and_decays():
+    torch.manual_seed(0)
+    impulse = F.pad(torch.ones(1), (1_000, 15_999))
+    echoes = torch.stack([add_room(impulse, 16_000) for _ in range(40)])
+    assert echoes[:, :1_000].abs().max() < 1e-5, "nothing is heard before the sound"
+    assert torch.allclose(echoes[:, 1_000], torch.ones(40), atol=1e-4)
+    ratio = -10 * torch.log10(echoes[:, 1_001:].square().sum(1))
+    assert -0.1 < ratio.min() < 3 and 12 < ratio.max() < 15.1
+    tail = echoes[:, 1_001:].square()
+    assert (tail[:, 9_600:].sum(1) < 1e-4 * tail.sum(1)).all(), "60 dB down after 0.6 s at most"
+
+
+def test_a_tilt_changes_the_octaves_around_one_kilohertz():
+    times = torch.arange(16_000) / 16_000
+    for frequency, octaves in ((500, -1), (1000, 0), (4000, 2)):
+        tone = torch.sin(2 * torch.pi * frequency * times)
+        tilted = tilt_spectrum(tone, 3.0, 16_000)
+        assert 20 * float(torch.log10(tilted.norm() / tone.norm())) == pytest.approx(3.0 * octaves, abs=1e-3)
+
+
+def test_crops_are_augmented_only_as_asked(utterances, tmp_path):
+    encoder, plain = untrained_encoder(), {"noise_share": 0.0, "max_gain": 0.0, "feature_weight": 1.0}
+    crop = SpeechEncoderDataset(utterances, encoder, arguments(tmp_path, **plain))[0]
+    assert torch.equal(crop["input_values"], crop["clean_values"])
+    for change in ({"room_share": 1.0}, {"max_tilt": 6.0}):
+        crop = SpeechEncoderDataset(utterances, encoder, arguments(tmp_path, **plain, **change))[0]
+        correlation = F.cosine_similarity(crop["input_values"], crop["clean_values"], dim=0)
+        assert 0.2 < correlation < 0.9999, change
+    with pytest.raises(ValueError, match="Found room_share=1.5; expected a share from 0 to 1"):
+        arguments(tmp_path, room_share=1.5)
 
 
 def test_other_voices_are_repeated_until_they_have_their_share():
@@ -295,7 +335,7 @@ def accuracy_of(encoder, utterances):
     return frame_accuracy(encoder.encode(waveforms), [utterance.units for utterance in utterances])
 
 
-def test_the_command_learns_resumes_and_saves_a_complete_folder(folders, utterances, tmp_path):
+def test_the_command_learns_resumes_goes_on_and_saves_a_complete_folder(folders, utterances, tmp_path, capsys):
     output, recipe, training = tmp_path / "encoder", tmp_path / "recipe.yaml", dict(TRAINING)
     recipe.write_text(yaml.safe_dump({"encoder": CONFIG, "seed": 0, "training": training}))
     corpora, units = (list(map(str, part)) for part in folders)
@@ -314,6 +354,13 @@ def test_the_command_learns_resumes_and_saves_a_complete_folder(folders, utteran
     state = json.loads((output / f"checkpoint-{training['max_steps']}" / "trainer_state.json").read_text())
     assert state["log_history"][0]["step"] == training["logging_steps"], "the first run's history is continued"
     assert load_speech_encoder(output).fingerprint() != encoder.fingerprint()
+    first = encoder.fingerprint()
+    recipe.write_text(yaml.safe_dump({"seed": 0, "training": training | {"learning_rate": 1e-9, "max_steps": 1}}))
+    assert command_line.main([*command, "--output-dir", str(tmp_path / "unborn")]) == 2
+    assert "give its folder as --init-from" in capsys.readouterr().err
+    assert command_line.main([*command, "--init-from", str(output), "--output-dir", str(tmp_path / "next")]) == 0
+    continued = load_speech_encoder(tmp_path / "next")
+    assert continued.fingerprint() == load_speech_encoder(output).fingerprint() != first, "a step of 1e-9 moves no bit"
     stream = load_speech_encoder(output).stream()
     waveform = utterances[0].read_samples(0, utterances[0].num_samples)
     streamed = torch.cat([stream.push(waveform), stream.finish()])
@@ -322,12 +369,12 @@ def test_the_command_learns_resumes_and_saves_a_complete_folder(folders, utteran
 
 def test_units_beyond_the_configuration_are_refused(utterances, tmp_path):
     with pytest.raises(ValueError, match="found unit 1[01], but num_units is 5"):
-        train_speech_encoder(SpeechEncoderConfig(**{**CONFIG, "num_units": 5}), utterances, arguments(tmp_path))
+        train_speech_encoder(untrained_encoder(num_units=5), utterances, arguments(tmp_path))
 
 
 def test_comparing_features_needs_a_teacher(utterances, tmp_path):
     with pytest.raises(ValueError, match="feature_weight=1.0 but no teacher with centroids"):
-        train_speech_encoder(SpeechEncoderConfig(**CONFIG), utterances, arguments(tmp_path, feature_weight=1.0))
+        train_speech_encoder(untrained_encoder(), utterances, arguments(tmp_path, feature_weight=1.0))
 
 
 def test_an_encoder_that_cannot_be_distilled_is_refused(teacher, tmp_path):

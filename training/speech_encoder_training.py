@@ -50,6 +50,11 @@ class SpeechEncoderTrainingArguments(TrainingArguments):
     noise_share: float = field(default=0.5, metadata={"help": "Share of crops to which white noise is added."})
     min_noise_ratio: float = field(default=10.0, metadata={"help": "Lowest signal-to-noise ratio of these, in dB."})
     max_noise_ratio: float = field(default=40.0, metadata={"help": "Highest signal-to-noise ratio of these, in dB."})
+    max_tilt: float = field(
+        default=0.0,
+        metadata={"help": "Crops get brighter or darker by at most this, in dB an octave, as by another microphone."},
+    )
+    room_share: float = field(default=0.0, metadata={"help": "Share of crops that are heard in a room, with echoes."})
     mask_share: float = field(
         default=0.0, metadata={"help": "Share of frames hidden from the transformer, in spans of 5 (0.2 s)."}
     )
@@ -58,8 +63,9 @@ class SpeechEncoderTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.crop_units < MASKED_SPAN:
             raise ValueError(f"Found crop_units={self.crop_units}; expected {MASKED_SPAN} or more.")
-        if not 0 <= self.noise_share <= 1:
-            raise ValueError(f"Found noise_share={self.noise_share}; expected a share from 0 to 1.")
+        for name in ("noise_share", "room_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"Found {name}={getattr(self, name)}; expected a share from 0 to 1.")
         for name in ("mask_share", "max_speed_change", "other_voices_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"Found {name}={getattr(self, name)}; expected a share from 0 to less than 1.")
@@ -116,13 +122,50 @@ class SpeechEncoderDataset(Dataset):
         return torch.from_numpy(samples), torch.from_numpy(units)
 
     def _augment(self, samples: torch.Tensor) -> torch.Tensor:
-        """Add noise to some crops and change the loudness of all; the teacher heard neither."""
+        """Add a room and noise to some crops, change the timbre and loudness of all; the teacher heard none of it."""
         args = self.args
+        if args.room_share and torch.rand(()) < args.room_share:
+            samples = add_room(samples, self.sampling_rate)
+        if args.max_tilt:
+            tilt = float(torch.empty(()).uniform_(-args.max_tilt, args.max_tilt))
+            samples = tilt_spectrum(samples, tilt, self.sampling_rate)
         if torch.rand(()) < args.noise_share:
             ratio = torch.empty(()).uniform_(args.min_noise_ratio, args.max_noise_ratio)
             level = samples.square().mean().sqrt() * 10 ** (-ratio / 20)
             samples = samples + level * torch.randn_like(samples)
         return samples * 10 ** (torch.empty(()).uniform_(-args.max_gain, args.max_gain) / 20)
+
+
+def add_room(samples: torch.Tensor, sampling_rate: int) -> torch.Tensor:
+    """Return samples with the echoes of a random room: noise that decays exponentially after the direct sound.
+
+    The reverberation time (decay by 60 dB) is drawn from 0.1 to 0.6 s, and the energy of the echoes of an impulse from
+    0 to 15 dB below that of its direct sound. Nothing is delayed: the direct sound stays where it is.
+
+    Args:
+        samples: of shape `(S,)`.
+        sampling_rate: in Hz.
+    """
+    seconds = float(torch.empty(()).uniform_(0.1, 0.6))
+    times = torch.arange(1, round(seconds * sampling_rate)) / sampling_rate
+    echoes = torch.randn(len(times)) * 10 ** (-3 * times / seconds)
+    level = 10 ** (-float(torch.empty(()).uniform_(0, 15)) / 20)
+    response = torch.cat([torch.ones(1), level * echoes / echoes.norm()])
+    size = len(samples) + len(response)
+    return torch.fft.irfft(torch.fft.rfft(samples, size) * torch.fft.rfft(response, size), size)[: len(samples)]
+
+
+def tilt_spectrum(samples: torch.Tensor, decibels_per_octave: float, sampling_rate: int) -> torch.Tensor:
+    """Return samples whose spectrum is tilted around 1 kHz; below 60 Hz it is as at 60 Hz.
+
+    Args:
+        samples: of shape `(S,)`.
+        decibels_per_octave: above 0 is brighter.
+        sampling_rate: in Hz.
+    """
+    frequencies = torch.fft.rfftfreq(len(samples), 1 / sampling_rate)
+    gain = 10 ** (decibels_per_octave * torch.log2(frequencies.clamp(min=60) / 1000) / 20)
+    return torch.fft.irfft(torch.fft.rfft(samples) * gain, len(samples))
 
 
 def balance_voices(utterances: Sequence[UnitUtterance], other_voices_share: float) -> list[UnitUtterance]:
@@ -253,16 +296,24 @@ class SpeechEncoderTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 
+def untrained_speech_encoder(config: SpeechEncoderConfig, seed: int) -> SpeechEncoder:
+    """A speech encoder of random weights, whose first convolution is a mel filter bank."""
+    torch.manual_seed(seed)
+    encoder = SpeechEncoder(config)
+    initialize_filter_bank(encoder.backbone.feature_extractor.conv_layers[0].conv, encoder.sampling_rate)
+    return encoder
+
+
 def train_speech_encoder(
-    config: SpeechEncoderConfig,
+    encoder: SpeechEncoder,
     utterances: Sequence[UnitUtterance],
     args: SpeechEncoderTrainingArguments,
     teacher: SpeechEncoder | None = None,
 ) -> SpeechEncoder:
-    """Train a speech encoder from random weights on the units of a teacher; continues an interrupted run.
+    """Train a speech encoder on the units of a teacher; continues an interrupted run.
 
     Args:
-        config: 'hubert' backbone and linear quantizer.
+        encoder: 'hubert' backbone and linear quantizer; `untrained_speech_encoder` makes one.
         utterances: audio and the teacher's units, from `load_unit_utterances`.
         args: Trainer arguments; `output_dir` holds the checkpoints.
         teacher (*optional*): the encoder of these units, with centroids; needed when `args.feature_weight` is above 0.
@@ -270,16 +321,14 @@ def train_speech_encoder(
     Raises `ValueError` when units, teacher and configuration do not fit each other.
     """
     largest = max(int(utterance.units.max()) for utterance in utterances)
-    if largest >= config.num_units:
-        raise ValueError(f"found unit {largest}, but num_units is {config.num_units}; set it to the teacher's number")
+    num_units = encoder.config.num_units
+    if largest >= num_units:
+        raise ValueError(f"found unit {largest}, but num_units is {num_units}; set it to the teacher's number")
     if args.feature_weight and (teacher is None or teacher.config.quantizer != "centroids"):
         raise ValueError(
             f"found feature_weight={args.feature_weight} but no teacher with centroids; features are compared with "
             "its own, normalised as its centroids are: give one, or set feature_weight to 0"
         )
-    torch.manual_seed(args.seed)
-    encoder = SpeechEncoder(config)
-    initialize_filter_bank(encoder.backbone.feature_extractor.conv_layers[0].conv, encoder.sampling_rate)
     trainer = SpeechEncoderTrainer(
         model=SpeechEncoderForDistillation(encoder, args, teacher.backbone.hidden_size if teacher else None),
         args=args,
