@@ -147,9 +147,9 @@ class Quickstart:
             held_out,
             batch_size=16,
             encoder=self.codec.fingerprint(),
-            rows_folder=self.folder / "pairs",
         )
-        write_json(evaluation, path)
+        evaluation.write_rows(self.folder / "pairs")
+        write_json(evaluation.to_record(), path)
 
     def resynthesize(self) -> None:
         path = self.folder / "resynthesis.json"

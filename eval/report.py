@@ -1,15 +1,12 @@
 """One self-contained HTML file that shows what a distillation run did: to read, to hear, to put into a talk."""
 
-import base64
 import math
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from ..data.audio_io import load_audio, waveform_to_flac_bytes
+from ..data.audio_io import load_audio
+from .pages import audio_data_uri, write_page
 from .report_figures import Curve, curves_to_svg, png_data_uri, waveform_to_spectrogram_png
 from .results_table import (
     MODELS,
@@ -78,29 +75,7 @@ def write_report(report: dict, output_folder: str | os.PathLike) -> Path:
     check_report(report)
     folder = Path(output_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    environment = Environment(
-        loader=PackageLoader("tinywave.eval", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["unbroken"] = keep_together
-    html = environment.get_template("report.html.j2").render(**report_to_page(report, folder))
-    path = folder / "report.html"
-    temporary = folder / "report.html.part"
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(path)
-    return path
-
-
-def keep_together(text: str) -> str:
-    """Put no-break spaces where a line must not end: before a percent sign, inside brackets.
-
-    >>> keep_together("75.0 % [69.0, 80.5]")
-    '75.0\\xa0% [69.0,\\xa080.5]'
-    """
-    return re.sub(r" (?=%)|[\[(][^\])]*[\])]", lambda found: found[0].replace(" ", "\xa0"), text)
+    return write_page("report.html.j2", report_to_page(report, folder), folder / "report.html")
 
 
 def report_to_page(report: dict, folder: Path) -> dict:
@@ -196,11 +171,10 @@ def continuation_to_card(item: dict, folder: Path) -> dict:
 def recording_to_player(path: Path, model: str, label: str, transcript: str) -> Player:
     """Read a recording and return it as a player. Raises `AudioError` (a `ValueError`) if it is not audio."""
     waveform = load_audio(path, sampling_rate=AUDIO_SAMPLING_RATE)
-    flac = waveform_to_flac_bytes(waveform, AUDIO_SAMPLING_RATE)
     return Player(
         model=model,
         label=label,
-        audio="data:audio/flac;base64," + base64.b64encode(flac).decode("ascii"),
+        audio=audio_data_uri(waveform, AUDIO_SAMPLING_RATE),
         spectrogram=png_data_uri(waveform_to_spectrogram_png(waveform, AUDIO_SAMPLING_RATE)),
         seconds=len(waveform) / AUDIO_SAMPLING_RATE,
         transcript=transcript,

@@ -22,7 +22,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_json(record: Mapping, path: str | os.PathLike) -> Path:
+def write_json(record: Mapping | Sequence, path: str | os.PathLike) -> Path:
     """Writes JSON so that `path` is complete or what it was before.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -11,67 +11,116 @@ from torch import nn
 from ..tokenization_tinywave import SpeechStreams
 from .results import STUDENT, TEACHER
 from .scoring import PerplexityResult, SpeechSequenceFormat, score_perplexity
-from .statistics import compare_perplexity, mcnemar_exact, mean_retention, retention
+from .statistics import compare_accuracy, compare_perplexity, holm, mcnemar_exact, mean_retention, retention
 from .suites import SuiteResult, evaluate_suite
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What several models scored on the same suites and the same speech.
+
+    Args:
+        suites (`dict`): suite -> model -> [`SuiteResult`].
+        perplexities (`dict`): model -> [`PerplexityResult`]; empty where no speech was given.
+        sequences (`dict`): model -> record of the [`SpeechSequenceFormat`] by which it read speech.
+        seed (`int`): of the bootstrap.
+    """
+
+    suites: dict[str, dict[str, SuiteResult]]
+    perplexities: dict[str, PerplexityResult]
+    sequences: dict[str, dict]
+    seed: int
+
+    def to_record(self) -> dict:
+        """JSON-ready, without the rows of every pair.
+
+        "suites" {suite: {model: record}}, "perplexity" {model: record}, "comparisons" {"first-second": tests} of
+        every pair of models in the order given, and "retention" when "teacher" and "student" are among the models. Two
+        models that score different tokens have no paired test: their "perplexity_difference" is None.
+        """
+        record = {
+            "suites": {
+                suite: {name: result.to_record() for name, result in by_model.items()}
+                for suite, by_model in self.suites.items()
+            },
+            "perplexity": {
+                name: _perplexity_record(result, self.sequences[name]) for name, result in self.perplexities.items()
+            },
+            "comparisons": {
+                f"{first}-{second}": self._compare(first, second) for first, second in combinations(self.sequences, 2)
+            },
+        }
+        if self.suites and {TEACHER, STUDENT} <= set(self.sequences):
+            record["retention"] = _retention_record(self.suites, self.seed)
+        return record
+
+    def write_rows(self, folder: str | os.PathLike) -> None:
+        """Writes the rows of every pair as `<suite>_<model>.parquet`."""
+        for suite, by_model in self.suites.items():
+            for name, result in by_model.items():
+                result.write_rows(Path(folder) / f"{suite}_{name}.parquet")
+
+    def _compare(self, first: str, second: str) -> dict:
+        """Paired tests on each suite; the p-values of McNemar's test also corrected for the number of suites."""
+        pairs = {suite: (by_model[first], by_model[second]) for suite, by_model in self.suites.items()}
+        p_values = {suite: mcnemar_exact(a.credits, b.credits) for suite, (a, b) in pairs.items()}
+        return {
+            "accuracy_difference": {
+                suite: asdict(compare_accuracy(a.credits, b.credits, a.groups, seed=self.seed))
+                for suite, (a, b) in pairs.items()
+            },
+            "mcnemar_p_value": p_values,
+            "mcnemar_p_value_holm": dict(zip(p_values, holm(list(p_values.values())), strict=True)),
+            "perplexity_difference": self._perplexity_difference(first, second),
+        }
+
+    def _perplexity_difference(self, first: str, second: str) -> dict | None:
+        if not self.perplexities or self.sequences[first] != self.sequences[second]:
+            return None
+        scores = (self.perplexities[name].scores for name in (first, second))
+        return asdict(compare_perplexity(*scores, seed=self.seed))
 
 
 def evaluate_models(
     models: Mapping[str, nn.Module],
     suites: Mapping[str, str | os.PathLike | Sequence],
-    perplexity_utterances: Sequence[SpeechStreams | Sequence[int]],
+    perplexity_utterances: Sequence[SpeechStreams | Sequence[int]] = (),
     *,
     scored_streams: Collection[str] | None = None,
     batch_size: int = 8,
     encoder: str | None = None,
-    rows_folder: str | os.PathLike | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> dict:
+    **scoring,
+) -> Evaluation:
     """Scores every model on everything, each on the streams that its configuration has.
 
     Args:
         models (`Mapping[str, nn.Module]`): "teacher" and "student", "no_distillation" for the baseline, or any names.
         suites (`Mapping`): name -> manifest path or pairs.
-        perplexity_utterances: held-out speech, such as the documents that `read_documents` returns with `prosody=` the
-            pitch and style of the models; raw units serve models of units.
+        perplexity_utterances (*optional*): held-out speech, such as the documents that `read_documents` returns with
+            `prosody=` the pitch and style of the models; raw units serve models of units.
         scored_streams (*optional*): streams whose tokens are targets, of "unit", "pitch" and "style". Default: all
             that a model has.
         encoder (`str`, *optional*): fingerprint of the codec of the models' training streams, see [`evaluate_suite`].
-        rows_folder (path, *optional*): where per-pair rows go, as `<suite>_<model>.parquet`.
-
-    Returns:
-        `dict`, JSON-ready: "suites" {suite: {model: record}}, "perplexity" {model: record}, "comparisons"
-        {"first-second": tests} of every pair of models in the order given, and "retention" when "teacher" and
-        "student" are among the models. The perplexities of two models that score different tokens have no paired test:
-        its "perplexity_difference" is None.
+        scoring: what else [`evaluate_suite`] takes, such as `normalisation`.
     """
     results: dict[str, dict[str, SuiteResult]] = {suite: {} for suite in suites}
     perplexities: dict[str, PerplexityResult] = {}
     sequences: dict[str, dict] = {}
     for name, model in models.items():
-        scoring = {
+        reading = {
             "sequence_format": SpeechSequenceFormat(model.config, scored_streams=scored_streams),
             "batch_size": batch_size,
         }
+        sequences[name] = reading["sequence_format"].to_record()
         for suite, manifest in suites.items():
-            result = evaluate_suite(model, manifest, encoder=encoder, seed=seed, progress=progress, **scoring)
-            results[suite][name] = result
-            if rows_folder is not None:
-                result.write_rows(Path(rows_folder) / f"{suite}_{name}.parquet")
-        label = f"{name} perplexity" if progress else None
-        perplexities[name] = score_perplexity(model, perplexity_utterances, progress=label, **scoring)
-        sequences[name] = scoring["sequence_format"].to_record()
-    evaluation = {
-        "suites": {
-            suite: {name: result.to_record() for name, result in by_model.items()}
-            for suite, by_model in results.items()
-        },
-        "perplexity": {name: _perplexity_record(result, sequences[name]) for name, result in perplexities.items()},
-        "comparisons": _compare(results, perplexities, sequences, seed),
-    }
-    if {TEACHER, STUDENT} <= set(models):
-        evaluation["retention"] = _retention_record(results, seed)
-    return evaluation
+            options = {"encoder": encoder, "seed": seed, "progress": progress, **reading, **scoring}
+            results[suite][name] = evaluate_suite(model, manifest, **options)
+        if perplexity_utterances:
+            label = f"{name} perplexity" if progress else None
+            perplexities[name] = score_perplexity(model, perplexity_utterances, progress=label, **reading)
+    return Evaluation(results, perplexities, sequences, seed)
 
 
 def _perplexity_record(result: PerplexityResult, sequence: dict) -> dict:
@@ -83,26 +132,6 @@ def _perplexity_record(result: PerplexityResult, sequence: dict) -> dict:
         "num_tokens": sum(score.num_tokens for score in result.scores),
         "sequence": sequence,
         "vocabulary": "full",
-    }
-
-
-def _compare(results, perplexities, sequences: dict[str, dict], seed: int) -> dict:
-    """Paired tests of each model against each later one."""
-
-    def perplexity_difference(first: str, second: str) -> dict | None:
-        if sequences[first] != sequences[second]:
-            return None
-        return asdict(compare_perplexity(perplexities[first].scores, perplexities[second].scores, seed=seed))
-
-    return {
-        f"{first}-{second}": {
-            "perplexity_difference": perplexity_difference(first, second),
-            "mcnemar_p_value": {
-                suite: mcnemar_exact(by_model[first].credits, by_model[second].credits)
-                for suite, by_model in results.items()
-            },
-        }
-        for first, second in combinations(sequences, 2)
     }
 
 

@@ -41,8 +41,9 @@ def evaluation(tmp_path_factory):
     utterances = [torch.randint(500, (50,), generator=generator).tolist() for _ in range(6)]
     folder = tmp_path_factory.mktemp("rows")
     suites = {name: make_suite(name, seed) for seed, name in enumerate(("lexical", "story"))}
-    evaluation = evaluate_models(models, suites, utterances, encoder="abc", rows_folder=folder, progress=False)
-    return evaluation, folder
+    evaluation = evaluate_models(models, suites, utterances, encoder="abc", progress=False)
+    evaluation.write_rows(folder)
+    return evaluation.to_record(), folder
 
 
 @pytest.fixture
@@ -74,6 +75,7 @@ def test_models_of_different_streams_share_suites_and_documents():
     documents = [AlignedDocument([3, 3, 4, 5], ["a"], [0.0], pitch=[6, 6], style=[seed]) for seed in range(3)]
     models = {"teacher": expressive, "student": base}
     evaluation = evaluate_models(models, {"lexical": suite}, documents, encoder="abc-d-e", progress=False)
+    evaluation = evaluation.to_record()
     perplexity = evaluation["perplexity"]
     # A document is one style token, one of pitch (its repeat is dropped) and three units.
     assert perplexity["teacher"]["num_tokens"] == 3 * 5 and perplexity["student"]["num_tokens"] == 3 * 3
@@ -83,7 +85,7 @@ def test_models_of_different_streams_share_suites_and_documents():
     comparison = evaluation["comparisons"]["teacher-student"]
     assert comparison["perplexity_difference"] is None and 0 <= comparison["mcnemar_p_value"]["lexical"] <= 1
     units_alone = evaluate_models({"teacher": expressive}, {}, documents, scored_streams=("unit",), progress=False)
-    assert units_alone["perplexity"]["teacher"]["num_tokens"] == 3 * 3
+    assert units_alone.to_record()["perplexity"]["teacher"]["num_tokens"] == 3 * 3
 
 
 def test_report_holds_what_its_readers_expect(report):
@@ -113,7 +115,16 @@ def test_models_are_compared_pairwise(report):
     comparison = report["comparisons"]["student-no_distillation"]
     difference = report["perplexity"]["student"] - report["perplexity"]["no_distillation"]
     assert comparison["perplexity_difference"]["difference"] == pytest.approx(difference)
-    assert set(comparison["mcnemar_p_value"]) == {"lexical", "story"}
+    raw, corrected = comparison["mcnemar_p_value"], comparison["mcnemar_p_value_holm"]
+    assert set(raw) == set(corrected) == {"lexical", "story"}
+    # Holm's method for two tests: the smaller p-value is doubled, the larger is at least that.
+    smaller, larger = sorted(raw, key=raw.get)
+    assert corrected[smaller] == pytest.approx(min(1, 2 * raw[smaller]))
+    assert corrected[larger] == pytest.approx(max(raw[larger], corrected[smaller]))
+    accuracy = {name: report["suites"]["story"][name]["accuracy"] for name in MODELS}
+    difference = comparison["accuracy_difference"]["story"]
+    assert difference["difference"] == pytest.approx(accuracy["student"] - accuracy["no_distillation"])
+    assert difference["ci95"][0] <= difference["difference"] <= difference["ci95"][1]
 
 
 def test_rows_agree_with_the_accuracy(evaluation, report):

@@ -10,7 +10,9 @@ from tinywave.eval.scoring import SequenceScore
 from tinywave.eval.statistics import (
     bootstrap_mean_interval,
     bootstrap_sums,
+    compare_accuracy,
     compare_perplexity,
+    holm,
     mcnemar_exact,
     mean_retention,
     retention,
@@ -67,6 +69,27 @@ def test_bad_values_raise(values):
 def test_wrong_number_of_groups_raises():
     with pytest.raises(ValueError, match="2 group labels for 3 items"):
         standard_error([1, 0, 1], ["a", "b"])
+
+
+def test_holm_by_hand():
+    # Sorted 0.01, 0.02, 0.04 times 3, 2, 1, never falling: 0.03, 0.04, 0.04.
+    assert holm([0.02, 0.01, 0.04]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_the_difference_of_accuracies_is_paired(credits):
+    rng = np.random.default_rng(5)
+    worse = np.where(rng.random(200) < 0.1, 0.0, credits)
+    result = compare_accuracy(credits, worse)
+    assert result.difference == pytest.approx((credits - worse).mean())
+    reference = stats.bootstrap((credits - worse,), np.mean, method="percentile", n_resamples=10_000, rng=2)
+    assert result.ci95 == pytest.approx(list(reference.confidence_interval), abs=0.006)
+    assert result.p_value < 0.01 and compare_accuracy(credits, credits).p_value == 1.0
+    # Credits that move together say more than two independent samples would.
+    independent = standard_error(credits) ** 2 + standard_error(worse) ** 2
+    assert result.ci95[1] - result.ci95[0] < 0.7 * 2 * 1.96 * independent**0.5
+    with pytest.raises(ValueError, match="Found 200 and 199 credits"):
+        compare_accuracy(credits, worse[:-1])
 
 
 def test_mcnemar_by_hand():

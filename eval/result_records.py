@@ -1,0 +1,144 @@
+"""What `tinywave evaluate` leaves for other programs: results.json, pairs.parquet, and results for a model card.
+
+A result is one number of one suite or of one part of it:
+
+- `suite`, `part`: names; the part "all" is the whole suite;
+- `score`: how a half is scored, "mean" (log-likelihood per token), "sum", "local" or "pmi";
+- `n`: number of pairs;
+- `accuracy`: share of pairs whose positive half scores higher; a tie counts half;
+- `standard_error`: of the accuracy, robust to correlation within groups; null for a single group;
+- `ci95`: `[low, high]`, percentile bootstrap over groups;
+- `raw_ratio`, `above_chance_ratio`, where a teacher was scored too: accuracy / the teacher's, and the same after 0.5
+  is taken off both; the second is null where the teacher is at or below chance.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+
+from .results import atomic_file
+from .statistics import bootstrap_mean_interval, retention, standard_error
+from .suites import SuiteResult
+
+WHOLE_SUITE = "all"
+PAIRS_SCHEMA = pa.schema(
+    [
+        ("suite", pa.string()),
+        ("id", pa.string()),
+        ("part", pa.string()),
+        ("group", pa.string()),
+        ("positive_sum", pa.float64()),
+        ("positive_count", pa.int64()),
+        ("negative_sum", pa.float64()),
+        ("negative_count", pa.int64()),
+        ("credit", pa.float64()),
+    ]
+)
+"""Columns of pairs.parquet: L in nats and N in tokens of both halves, and the credit (1, 0.5 or 0)."""
+
+_COLUMN_OF_ROW = {
+    "part": "phenomenon",
+    "positive_sum": "positive_log_likelihood",
+    "positive_count": "positive_num_tokens",
+    "negative_sum": "negative_log_likelihood",
+    "negative_count": "negative_num_tokens",
+}
+
+
+def suite_to_results(result: SuiteResult, teacher: SuiteResult | None = None) -> list[dict]:
+    """Results of a whole suite and, where it has several, of each of its parts.
+
+    Args:
+        result: of the model.
+        teacher (*optional*): of its teacher on the same pairs; adds what the model keeps of it.
+    """
+    seed, score = result.convention["seed"], result.convention["normalisation"]
+    parts = sorted({row["phenomenon"] for row in result.rows})
+    results = []
+    for part in (WHOLE_SUITE, *(parts if len(parts) > 1 else ())):
+        is_inside = [part in (WHOLE_SUITE, row["phenomenon"]) for row in result.rows]
+        credits = [row["credit"] for row, inside in zip(result.rows, is_inside, strict=True) if inside]
+        groups = [row["group"] for row, inside in zip(result.rows, is_inside, strict=True) if inside]
+        record = {
+            "suite": result.suite,
+            "part": part,
+            "score": score,
+            "n": len(credits),
+            "accuracy": sum(credits) / len(credits),
+            "standard_error": standard_error(credits, groups),
+            "ci95": bootstrap_mean_interval(credits, groups, seed=seed),
+        }
+        if teacher is not None:
+            theirs = [row["credit"] for row, inside in zip(teacher.rows, is_inside, strict=True) if inside]
+            kept = retention(record["accuracy"], sum(theirs) / len(theirs))
+            record |= {"raw_ratio": kept.raw, "above_chance_ratio": kept.above_chance}
+        results.append(record)
+    return results
+
+
+def write_pairs(results: Iterable[SuiteResult], path: str | os.PathLike) -> Path:
+    """Writes every pair of some suites as one parquet file of `PAIRS_SCHEMA`."""
+    rows = [
+        {"suite": result.suite} | {name: row[_COLUMN_OF_ROW.get(name, name)] for name in PAIRS_SCHEMA.names[1:]}
+        for result in results
+        for row in result.rows
+    ]
+    with atomic_file(path) as partial:
+        pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA), partial)
+    return Path(path)
+
+
+def results_to_model_index(results: Sequence[dict], model_name: str) -> dict:
+    """The `model-index` of a model card's front matter, one accuracy for each result.
+
+    Args:
+        results: from [`suite_to_results`].
+        model_name: as the card calls the model.
+    """
+    entries = [
+        EvalResult(
+            task_type="speech-minimal-pairs",
+            task_name="Minimal pairs of speech",
+            dataset_type=result["suite"],
+            dataset_name=result["suite"],
+            dataset_config=result["part"],
+            metric_type="accuracy",
+            metric_name=f"accuracy ({result['score']}, n = {result['n']}, 95 % interval {_interval(result)})",
+            metric_value=result["accuracy"],
+        )
+        for result in results
+    ]
+    return {"model-index": ModelCardData(model_name=model_name, eval_results=entries).to_dict()["model-index"]}
+
+
+def write_hub_results(results: Sequence[dict], dataset_id: str, folder: str | os.PathLike) -> Path:
+    """Writes `.eval_results/<dataset>.yaml`, which the Hub shows on a model's page and on the data set's leaderboard.
+
+    Args:
+        results: from [`suite_to_results`], of one data set.
+        dataset_id: of the suites on the Hub, such as "slprl/SALMon".
+        folder: of the model repository.
+    """
+    entries = [
+        EvalResultEntry(
+            dataset_id=dataset_id,
+            task_id=result["suite"] if result["part"] == WHOLE_SUITE else f"{result['suite']}_{result['part']}",
+            value=round(100 * result["accuracy"], 2),
+            notes=f"score {result['score']}, n = {result['n']}, 95 % interval {_interval(result)}",
+        )
+        for result in results
+    ]
+    path = Path(folder) / ".eval_results" / f"{dataset_id.replace('/', '_')}.yaml"
+    with atomic_file(path) as partial:
+        partial.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
+    return path
+
+
+def _interval(result: dict) -> str:
+    low, high = result["ci95"]
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
