@@ -13,6 +13,7 @@ from ..training.arguments import DistillationArguments
 from ..training.cached_teacher import CachedTeacher
 from ..training.checkpoints import last_checkpoint
 from ..training.layer_map import LayerMap
+from ..training.model_card import write_model_card
 from ..training.student_init import student_config, student_from_teacher
 from .loading import load_for_training
 from .recipe import read_recipe
@@ -94,6 +95,15 @@ def distill(
     trainer.train(resume_from_checkpoint=last_checkpoint(Path(output_dir)))
     trainer.save_model()
     trainer.save_state()
+    write_model_card(
+        output_dir,
+        teacher=teacher,
+        parameters=(student.num_parameters(), model.num_parameters()),
+        layer_map=layer_map,
+        args=trainer.args,
+        num_examples=len(dataset),
+        num_steps=trainer.state.global_step,
+    )
     return trainer
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of an evaluation: accuracies with intervals, what is kept of a teacher, the worst pairs."""
+"""One self-contained HTML page of an evaluation: accuracies with intervals, what is kept of a teacher, worst pairs."""
 
 import math
 import os
@@ -75,7 +75,7 @@ def write_evaluation_page(
 
 
 class Axis:
-    """A common axis of accuracies, from the lowest interval or 40 % to 100 %; positions are in percent of its width."""
+    """An axis of accuracies from 40 %, or less where an interval asks for it, to 100 %; positions in % of it."""
 
     def __init__(self, lowest: float):
         self.start = min(0.4, math.floor(10 * lowest) / 10)
