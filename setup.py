@@ -7,6 +7,7 @@ ROOT_MODULES = [
     "configuration_tinywave",
     "tokenization_tinywave",
     "generation_tinywave",
+    "quantization_tinywave",
     "modeling_tinywave",
     "speech_backbones_tinywave",
     "speech_quantizers_tinywave",
