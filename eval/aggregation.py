@@ -7,13 +7,13 @@
 | SALMon | parts, each of them the mean of its pairs | by part |
 | sStoryCloze, tStoryCloze | stories | - |
 
-sWUGGY and sBLIMP are those of the ZeroSpeech 2021 challenge (arXiv 2011.11588), SALMon is arXiv 2409.07437, the stories
-are arXiv 2305.13009.
+sWUGGY and sBLIMP are those of the ZeroSpeech 2021 challenge (arXiv 2011.11588), SALMon is arXiv 2409.07437, the
+stories are arXiv 2305.13009.
 
 A row is a dict with "credit" (1, 0.5 or 0), "id", "voice", "group" (what resampling keeps together) and "part"
-(frequency band, type of grammatical rule, part of SALMon); a row of sBLIMP has "subtype" as well. An accuracy is a dict
-with "accuracy", "n" (items that the mean is over), "standard_error" (robust to correlation within groups, None for a
-single group) and "ci95" (`[low, high]`, percentile bootstrap over groups).
+(frequency band, type of grammatical rule, part of SALMon); a row of sBLIMP has "subtype" as well. An accuracy is a
+dict with "accuracy", "n" (items that the mean is over), "standard_error" (robust to correlation within groups, None
+for a single group) and "ci95" (`[low, high]`, percentile bootstrap over groups).
 """
 
 import math
@@ -73,9 +73,7 @@ def average_over_voices(rows: Iterable[dict], key: Sequence[str] = ("id",)) -> l
         item = tuple(row[name] for name in key)
         voices = voices_of.setdefault(item, {})
         if row["voice"] in voices:
-            raise ValueError(
-                f"Item {'/'.join(item)} stands twice in voice {row['voice']!r}; expected each voice once."
-            )
+            raise ValueError(f"Item {'/'.join(item)} has voice {row['voice']!r} twice; expected each voice once.")
         voices[row["voice"]] = row
     averaged = []
     for item, voices in voices_of.items():

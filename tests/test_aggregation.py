@@ -107,7 +107,7 @@ def test_a_tie_counts_half_in_a_story():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([row("a", "A", "oov", 1.0), row("a", "A", "oov", 0.0)], "Item a stands twice in voice 'A'"),
+        ([row("a", "A", "oov", 1.0), row("a", "A", "oov", 0.0)], "Item a has voice 'A' twice"),
         ([row("a", "A", "oov", 1.0), row("a", "B", "1-5", 0.0)], r"Item a has the parts \['1-5', 'oov'\]"),
         ([row("a", "A", "oov", 1.0), row("a", "B", "oov", 0.0, group="b")], r"Item a has the groups \['a', 'b'\]"),
     ],
