@@ -43,7 +43,7 @@ class Int8Linear(nn.Module):
     Args:
         in_features, out_features (`int`): as of `nn.Linear`.
 
-    `int8_weight` (`torch.int8` of shape `(out_features, in_features)`) and `scale` (float32 of shape `(out_features,)`)
+    `int8_weight` (`torch.int8`, shape `(out_features, in_features)`) and `scale` (float32, shape `(out_features,)`)
     are saved and loaded like any buffer; a plain Llama finds no weight in them, rather than a wrong one. At the first
     call the weight is packed for the CPU, in place of the buffer, so that it is held once.
 
