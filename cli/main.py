@@ -31,12 +31,17 @@ VERBS = {
     "train-vocoder": "train the vocoder that makes units audible",
     "train-hifigan": "train a HiFi-GAN on units, pitch and style; needs a GPU",
     "build-suites": "build the minimal-pair test suites",
+    "build-suite": "synthesise an audio suite in the layout of its official release",
+    "bench": "measure how fast a model generates, and how near that is to the limit of the machine",
     "evaluate": "score a model on the test suites and its perplexity",
+    "evaluate-generation": "continue prompts and measure what is heard: words, voice, naturalness",
     "evaluate-codec": "measure a codec: units, words, melody, style, speed and size",
+    "report-tokenizer": "measure what tokenizers of speech cost and what their units know of phones",
     "encode": "turn a recording into speech units",
     "decode": "turn speech units into a recording",
     "generate": "continue a recording, a text, or both",
     "convert": "convert a published checkpoint into TinyWave folders",
+    "publish": "make a complete model repository, check it, and upload it to the Hub",
     "rebuild": "rebuild every shipped artefact from nothing",
 }
 EXIT_FAILED = 2
@@ -79,7 +84,7 @@ def expected_errors() -> tuple[type[BaseException], ...]:
     """What bad input, a full machine or Ctrl-C raise; asked for only when something was raised."""
     from huggingface_hub.errors import StrictDataclassError  # an impossible configuration
 
-    return ValueError, OSError, ModuleNotFoundError, KeyboardInterrupt, StrictDataclassError
+    return ValueError, OSError, ModuleNotFoundError, MemoryError, KeyboardInterrupt, StrictDataclassError
 
 
 def build_parser(argv: list[str]) -> argparse.ArgumentParser:
