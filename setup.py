@@ -24,7 +24,7 @@ ROOT_MODULES = [
     "hub_pipelines_tinywave",
     "distill_trainer",
 ]
-FOLDERS = ["data", "training", "eval", "cli", "convert", "benchmarks", "assets", "recipes"]
+FOLDERS = ["data", "training", "eval", "cli", "convert", "benchmarks", "publishing", "assets", "recipes"]
 
 REQUIREMENTS = [
     "torch>=2.13",

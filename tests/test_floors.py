@@ -31,6 +31,7 @@ UPLOADED = {
 FLOOR_OF_ROOT_MODULE = {**UPLOADED, "distill_trainer": 3}
 FLOOR_OF_FOLDER = {
     "data": 2, "training": 3, "eval": 4, "cli": 5, "spaces": 5, "convert": 5, "recipes": 5, "benchmarks": 5,
+    "publishing": 5,
 }
 # Packages that `pip install tinywave` always brings; an uploaded file needs nothing else.
 ALWAYS_INSTALLED = {"torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy"}
