@@ -61,6 +61,8 @@ EXTRAS = {
     ],
     "train": ["peft>=0.21", "datasets>=5.2", "accelerate>=1.15"],
     "eval": ["evaluate>=0.4.6", "scipy>=1.17", "statsmodels>=0.15", "jiwer>=4.0", "pyroomacoustics>=0.10"],
+    # Files for llama.cpp, and llama.cpp itself to run them.
+    "export": ["gguf>=0.19", "xllamacpp>=2026.10"],
     "report": ["matplotlib>=3.11", "jinja2>=3.1"],
     "test": ["pytest>=9.2", "hypothesis>=6.170", "packaging>=24", "setuptools>=77", "sentencepiece>=0.2.1"],
     "dev": ["ruff>=0.17"],

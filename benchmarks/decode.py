@@ -9,9 +9,13 @@ others use too, wall-clock times say little.
 
 import argparse
 import json
+import multiprocessing
+import os
 import resource
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +31,22 @@ from ..modeling_tinywave import TinyWaveForCausalLM
 from ..quantization_tinywave import INT8, Int8Linear
 from .machine import measure_limits, medians
 
-ENGINES = ("torch-float32", "torch-bfloat16", "torch-int8")
+TORCH_ENGINES = ("torch-float32", "torch-bfloat16", "torch-int8")
+# The type of the weights follows the name.
+LLAMA_CPP = "llama.cpp-"
+ENGINES = (*TORCH_ENGINES, f"{LLAMA_CPP}q8_0", f"{LLAMA_CPP}q4_0")
 REFERENCE = "torch-bfloat16"
 NUM_PROMPT_TOKENS, NUM_NEW_TOKENS = 128, 16
 # De-duplicated units alone, and merged with pitch and style.
 TOKENS_PER_SECOND_OF_SPEECH = {"units": 18.0, "units, pitch and style": 28.0}
 _MEMORY_BESIDE_WEIGHTS = 0.8e9
-_BYTES_OF_ENGINE = {"torch-float32": 4, "torch-bfloat16": 2, "torch-int8": 1}
+_BYTES_OF_ENGINE = {
+    "torch-float32": 4,
+    "torch-bfloat16": 2,
+    "torch-int8": 1,
+    f"{LLAMA_CPP}q8_0": 34 / 32,
+    f"{LLAMA_CPP}q4_0": 18 / 32,
+}
 _RANDOM_BLOCK = 1 << 20
 
 
@@ -85,31 +98,137 @@ def measure_decoding(
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}; expected one of {', '.join(ENGINES)}")
-    model = load_engine(model_name, engine)
-    config = model.config
-    ids = torch.randint(config.unit_offset, config.unit_offset + config.num_units, (1, num_prompt_tokens + 1))
-    with torch.inference_mode():
-        first_token_seconds, _ = medians(lambda: prefill(model, ids[:, :-1]), repeats=1)
-        cache = prefill(model, ids[:, :-1])
-        wall, cpu = medians(next_token(model, ids[:, -1:], cache), repeats=num_new_tokens)
-    weights, peak = weight_bytes(model), peak_bytes()
+    measure = _measure_torch if engine in TORCH_ENGINES else _measure_llama_cpp
+    config, costs = measure(model_name, engine, num_prompt_tokens, num_new_tokens)
     limits = measure_limits()
     has_prosody = len(config.stream_ranges().keys() & {"pitch", "style"}) > 0
     speech_rate = TOKENS_PER_SECOND_OF_SPEECH["units, pitch and style" if has_prosody else "units"]
     return DecodeRow(
         engine=engine,
         model=model_name,
-        num_parameters=count_weights(model),
+        num_parameters=costs.num_parameters,
         num_threads=limits.num_threads,
-        tokens_per_second=1 / wall,
-        cpu_seconds_per_token=cpu,
-        first_token_seconds=first_token_seconds,
-        peak_mb=peak / 1e6,
-        weights_mb=weights / 1e6,
+        tokens_per_second=1 / costs.seconds_per_token,
+        cpu_seconds_per_token=costs.cpu_seconds_per_token,
+        first_token_seconds=costs.first_token_seconds,
+        peak_mb=costs.peak / 1e6,
+        weights_mb=costs.weights / 1e6,
         bandwidth_gbs=limits.bandwidth_gbs,
-        efficiency=weights / wall / (limits.bandwidth_gbs * 1e9),
-        real_time_factor=speech_rate * wall,
+        efficiency=costs.weights / costs.seconds_per_token / (limits.bandwidth_gbs * 1e9),
+        real_time_factor=speech_rate * costs.seconds_per_token,
     )
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What an engine takes: seconds, and bytes of memory and of the weights that a token reads."""
+
+    num_parameters: int
+    seconds_per_token: float
+    cpu_seconds_per_token: float
+    first_token_seconds: float
+    peak: int
+    weights: int
+
+
+def _measure_torch(
+    model_name: str, engine: str, num_prompt_tokens: int, num_new_tokens: int
+) -> tuple[TinyWaveConfig, _Costs]:
+    model = load_engine(model_name, engine)
+    ids = random_prompt(model.config, num_prompt_tokens + 1)
+    with torch.inference_mode():
+        first_token_seconds, _ = medians(lambda: prefill(model, ids[:, :-1]), repeats=1)
+        cache = prefill(model, ids[:, :-1])
+        wall, cpu = medians(next_token(model, ids[:, -1:], cache), repeats=num_new_tokens)
+    return model.config, _Costs(
+        count_weights(model), wall, cpu, first_token_seconds, peak_bytes(), weight_bytes(model)
+    )
+
+
+def _measure_llama_cpp(
+    model_name: str, engine: str, num_prompt_tokens: int, num_new_tokens: int
+) -> tuple[TinyWaveConfig, _Costs]:
+    config, weights_type = read_config(model_name), engine.removeprefix(LLAMA_CPP)
+    ids = random_prompt(config, num_prompt_tokens)[0].tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        # In a process of its own: what writing the file takes is no part of what running it takes.
+        writer = multiprocessing.get_context("spawn").Process(target=write_gguf, args=(model_name, path, weights_type))
+        writer.start()
+        writer.join()
+        if writer.exitcode:
+            raise ValueError(f"writing {model_name} as GGUF failed; see the lines above")
+        short, long = complete_with_llama_cpp(path, ids, (1, 1 + num_new_tokens))
+    num_parameters, in_linears = count_in_config(config)
+    return config, _Costs(
+        num_parameters=num_parameters,
+        seconds_per_token=long.seconds / num_new_tokens,
+        cpu_seconds_per_token=(long.cpu_seconds - short.cpu_seconds) / num_new_tokens,
+        first_token_seconds=short.prompt_seconds,
+        peak=peak_bytes(),
+        weights=round(in_linears * _BYTES_OF_ENGINE[engine]),
+    )
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What llama.cpp did with a prompt: ids, wall-clock seconds of the prompt and of the rest, CPU seconds of both."""
+
+    ids: list[int]
+    prompt_seconds: float
+    seconds: float
+    cpu_seconds: float
+
+
+def complete_with_llama_cpp(path: str | os.PathLike, ids: list[int], lengths: tuple[int, ...]) -> list[Completion]:
+    """Continue a prompt greedily, once for each number of new tokens, with as many threads as PyTorch uses.
+
+    Raises `ModuleNotFoundError` without the package xllamacpp.
+    """
+    import xllamacpp  # an optional package, and a large one
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(path)
+    parameters.n_ctx = len(ids) + max(lengths) + 8
+    parameters.cpuparams.n_threads = torch.get_num_threads()
+    server, completions = xllamacpp.Server(parameters), []
+    for length in lengths:
+        request = {"prompt": ids, "n_predict": length, "temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
+        start = time.process_time()
+        reply = server.handle_completions({**request, "logprobs": 1})
+        used = time.process_time() - start
+        new_ids = [token["id"] for token in reply["choices"][0]["logprobs"]["content"]]
+        timings = reply["timings"]
+        completions.append(Completion(new_ids, timings["prompt_ms"] / 1e3, timings["predicted_ms"] / 1e3, used))
+    return completions
+
+
+def write_gguf(model_name: str, path: str | os.PathLike, weights: str) -> None:
+    """Write a folder's model, or a preset with random weights, as GGUF."""
+    from ..convert.gguf_export import export_gguf  # the package gguf is optional
+
+    model = load_engine(model_name, "torch-bfloat16")
+    folder = Path(model_name) if (Path(model_name) / "tokenizer.json").is_file() else None
+    export_gguf(model, folder and folder / "tokenizer.json", path, weights)
+
+
+def random_prompt(config: TinyWaveConfig, length: int) -> torch.Tensor:
+    """Ids `(1, length)` of random units."""
+    return torch.randint(config.unit_offset, config.unit_offset + config.num_units, (1, length))
+
+
+def read_config(model_name: str) -> TinyWaveConfig:
+    """The configuration of a folder or of a preset."""
+    is_folder = (Path(model_name) / "config.json").is_file()
+    return TinyWaveConfig.from_pretrained(model_name) if is_folder else TinyWaveConfig.from_preset(model_name)
+
+
+def count_in_config(config: TinyWaveConfig) -> tuple[int, int]:
+    """Weights of a model, and those of its linear layers, without making it."""
+    with torch.device("meta"):
+        model = TinyWaveForCausalLM(config)
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear | Int8Linear)]
+    return count_weights(model), sum(linear.in_features * linear.out_features for linear in linears)
 
 
 def load_engine(model_name: str, engine: str) -> TinyWaveForCausalLM:
@@ -117,13 +236,10 @@ def load_engine(model_name: str, engine: str) -> TinyWaveForCausalLM:
 
     Raises `MemoryError` before anything is loaded where the weights would not fit into the memory that is free.
     """
-    is_folder = (Path(model_name) / "config.json").is_file()
-    config = TinyWaveConfig.from_pretrained(model_name) if is_folder else TinyWaveConfig.from_preset(model_name)
+    is_folder, config = (Path(model_name) / "config.json").is_file(), read_config(model_name)
     if config.weight_format == INT8 and engine != "torch-int8":
         raise ValueError(f"{model_name} is stored in 8 bits; its engine is torch-int8, not {engine}")
-    with torch.device("meta"):
-        num_parameters = count_weights(TinyWaveForCausalLM(config))
-    check_memory(num_parameters * _BYTES_OF_ENGINE[engine])
+    check_memory(count_in_config(config)[0] * _BYTES_OF_ENGINE[engine])
     dtype = torch.float32 if engine == "torch-float32" else torch.bfloat16
     if not is_folder:
         config.weight_format = INT8 if engine == "torch-int8" else None

@@ -40,6 +40,7 @@ VERBS = {
     "encode": "turn a recording into speech units",
     "decode": "turn speech units into a recording",
     "generate": "continue a recording, a text, or both",
+    "export": "write a model for fast generation on a CPU: 8-bit weights, or a GGUF file for llama.cpp",
     "convert": "convert a published checkpoint into TinyWave folders",
     "publish": "make a complete model repository, check it, and upload it to the Hub",
     "rebuild": "rebuild every shipped artefact from nothing",
