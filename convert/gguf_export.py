@@ -151,7 +151,8 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict, config) -> None:
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges(merges)
+    # llama.cpp refuses a vocabulary of this kind without a merge; this one merges nothing that is there.
+    writer.add_token_merges(merges or ["Ġ Ġ"])
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_ids[0])
     writer.add_pad_token_id(config.pad_token_id)

@@ -49,6 +49,15 @@ def test_llama_cpp_generates_the_same_ids(teacher, prompt, tmp_path):
     assert long.ids == ids[0, 32:].tolist() and short.ids == long.ids[:2]
 
 
+def test_a_model_without_tokenizer_is_given_ids(tmp_path):
+    torch.manual_seed(0)
+    model = TinyWaveForCausalLM(TinyWaveConfig.from_preset("nano-student", initializer_range=0.2)).eval()
+    path = export_gguf(model, None, tmp_path / "model.gguf", "f32")
+    ids = torch.randint(512, 1012, (1, 10))
+    (completion,) = complete_with_llama_cpp(path, ids[0].tolist(), (1,))
+    assert completion.ids == [int(logits_of(model, ids)[0, -1].argmax())]
+
+
 def test_grouped_query_heads_and_shared_embeddings_are_written(tmp_path):
     torch.manual_seed(0)
     config = TinyWaveConfig.from_preset(
