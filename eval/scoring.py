@@ -16,14 +16,15 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..configuration_tinywave import TinyWaveConfig
-from ..tokenization_tinywave import SpeechStreams, streams_to_ids, units_to_ids
+from ..tokenization_tinywave import SpeechStreams
+from .sequence_formats import STREAM_FIELDS, SequenceFormat, SpeechSequenceFormat  # noqa: F401
+from .shared_prefixes import PrefixTree, batch_trees, reads_trees, tree_inputs
 
 VOCABULARIES = ("full", "scored")
 NORMALISATIONS = ("mean", "sum")
-STREAM_FIELDS = {"unit": "units", "pitch": "pitch", "style": "style"}
-"""Name of a stream in `TinyWaveConfig.stream_ranges` -> its field in `SpeechStreams`."""
 
+# Nodes of a tree of prefixes: attention costs the square of it.
+_NODES_PER_TREE = 512
 # Positions turned into float64 log-probabilities at once; bounds memory for large vocabularies.
 _POSITIONS_PER_CHUNK = 1024
 
@@ -56,98 +57,11 @@ class SequenceScore:
         return self.mean_log_likelihood if normalisation == "mean" else self.log_likelihood
 
 
-@dataclass(frozen=True)
-class SpeechSequenceFormat:
-    """How speech becomes the ids that a model reads, and which of them are scored.
-
-    A model without pitch and style reads units; one with them reads units, pitch and style merged in order of time
-    (`streams_to_ids`). The prefix, BOS and speech marker, is conditioned on and never scored.
-
-    Args:
-        config (`TinyWaveConfig`): of the model; its id layout says which streams it has.
-        bos, marker (`bool`, default True): whether the sequence begins with BOS, and with the speech marker. With
-            neither, the first token has no context and is not scored.
-        deduplicate (`bool`, default True): merge runs of equal units, and of equal pitch tokens, into one token. Style
-            is never merged. Without pitch and style it can be switched off.
-        scored_streams (`tuple[str, ...]`, *optional*): streams whose tokens are targets, of "unit", "pitch" and
-            "style". Default: all that the model has, as SPIRIT-LM does (arXiv 2402.05755).
-
-    Raises `ValueError` for a stream to score that the model does not have, and for merged streams with repeats.
-    """
-
-    config: TinyWaveConfig
-    bos: bool = True
-    marker: bool = True
-    deduplicate: bool = True
-    scored_streams: tuple[str, ...] | None = None
-
-    def __post_init__(self):
-        scored = self.streams if self.scored_streams is None else tuple(self.scored_streams)
-        if not scored or set(scored) - set(self.streams):
-            raise ValueError(f"Found scored_streams {scored}; this model has {self.streams}, expected some of them.")
-        if not self.deduplicate and len(self.streams) > 1:
-            raise ValueError("A model with pitch or style reads merged streams without repeats; set deduplicate=True.")
-        object.__setattr__(self, "scored_streams", tuple(name for name in self.streams if name in scored))
-
-    @property
-    def streams(self) -> tuple[str, ...]:
-        """The streams that are read: "unit", and "pitch" and "style" where the model has them."""
-        return tuple(name for name in STREAM_FIELDS if name in self.config.stream_ranges())
-
-    @property
-    def prefix_ids(self) -> tuple[int, ...]:
-        """The ids before the first token of speech."""
-        prefix = (self.config.bos_token_id,) * self.bos + (self.config.speech_marker_id,) * self.marker
-        # In a model of speech alone BOS may be the marker itself.
-        return tuple(dict.fromkeys(prefix))
-
-    @property
-    def scored_ids(self) -> list[int]:
-        """The ids that count as targets, in ascending order."""
-        ranges = self.config.stream_ranges()
-        return sorted(index for name in self.scored_streams for index in ranges[name])
-
-    def speech_to_sequence(self, speech: SpeechStreams | Sequence[int]) -> list[int]:
-        """Ids of one utterance.
-
-        Args:
-            speech: timed [`SpeechStreams`], or anything else with `units`, `pitch` and `style`, such as
-                `AlignedDocument`; or raw units alone. Repeats are kept; streams that the model does not have are left
-                out.
-
-        Raises:
-            ValueError: a missing stream, a value out of range, streams of different duration, or parsed streams.
-        """
-        if getattr(speech, "ids", None) is not None:
-            raise ValueError("found streams parsed from ids, which know no time; expected timed streams")
-        fields = {STREAM_FIELDS[name]: getattr(speech, STREAM_FIELDS[name], None) for name in self.streams}
-        streams = SpeechStreams(**{**fields, "units": getattr(speech, "units", speech)})
-        convert = streams_to_ids if self.deduplicate else _units_with_repeats_to_ids
-        return [*self.prefix_ids, *convert(streams, self.config).tolist()]
-
-    def to_record(self) -> dict:
-        """The format as a JSON-ready dict; "scored_ids" holds the first and the last id of each scored stream."""
-        ranges = self.config.stream_ranges()
-        return {
-            "streams": list(self.streams),
-            "scored_streams": list(self.scored_streams),
-            "scored_ids": {name: [ranges[name].start, ranges[name].stop - 1] for name in self.scored_streams},
-            "deduplicated_streams": [name for name in self.streams if self.deduplicate and name != "style"],
-            "prefix_ids": list(self.prefix_ids),
-            "bos": self.bos,
-            "marker": self.marker,
-        }
-
-
-def _units_with_repeats_to_ids(streams: SpeechStreams, config: TinyWaveConfig) -> np.ndarray:
-    return units_to_ids(streams.units, config)
-
-
-def speech_to_sequences(speech: Mapping[str, Any], sequence_format: SpeechSequenceFormat) -> dict[str, list[int]]:
+def speech_to_sequences(speech: Mapping[str, Any], sequence_format: SequenceFormat) -> dict[str, list[int]]:
     """Ids of each utterance, by its name.
 
     Args:
-        speech (`Mapping`): name -> what [`~SpeechSequenceFormat.speech_to_sequence`] takes.
+        speech (`Mapping`): name -> what [`~SequenceFormat.speech_to_sequence`] takes.
 
     Raises:
         ScoringError: speech that the model cannot read; the message names it.
@@ -178,24 +92,29 @@ def score_sequences(
     sequences: Sequence[Sequence[int]],
     *,
     scored_ids: Collection[int],
-    first_scored: int = 1,
+    first_scored: int | Sequence[int] = 1,
+    last_scored: int | Sequence[int] | None = None,
     vocabulary: str = "full",
     batch_size: int = 8,
     names: Sequence[str] | None = None,
     progress: str | None = None,
 ) -> list[SequenceScore]:
-    """Scores sequences with one forward pass each.
+    """Scores sequences with one forward pass each, or less: where the architecture allows it, what several sequences
+    begin with is read once.
 
-    Sequences are batched by length and padded on the right under an attention mask, so a score depends neither on the
-    batch size nor on the other sequences. Dropout is off during scoring and the model's mode is restored.
+    A score depends neither on the batch size nor on the other sequences, beyond the rounding of the forward pass. The
+    same sequence may come several times, with other spans of targets, and is read once. Dropout is off during scoring
+    and the model's mode is restored.
 
     Args:
         model (`nn.Module`): a causal language model with the transformers interface.
         sequences (`Sequence[Sequence[int]]`): ids, prefix included.
-        scored_ids (`Collection[int]`): ids that count as targets, such as `SpeechSequenceFormat.scored_ids`. Other
-            ids (BOS, markers, text) are conditioned on only.
-        first_scored (`int`, defaults to 1): position of the first target; earlier positions are a prompt. Position 0
-            has no context and is never scored.
+        scored_ids (`Collection[int]`): ids that count as targets, such as `SequenceFormat.scored_ids`. Other ids (BOS,
+            markers, text) are conditioned on only.
+        first_scored (`int` or one per sequence, defaults to 1): position of the first target; earlier positions are a
+            prompt. Position 0 has no context and is never scored.
+        last_scored (`int` or one per sequence, *optional*): position of the last target. Default, and where it lies
+            beyond it: the end.
         vocabulary (`str`, defaults to `"full"`): "full" normalises over the model's vocabulary, "scored"
             renormalises over `scored_ids`.
         batch_size (`int`, defaults to 8): sequences per forward pass.
@@ -211,33 +130,50 @@ def score_sequences(
     """
     if vocabulary not in VOCABULARIES:
         raise ValueError(f"Unknown vocabulary {vocabulary!r}; expected one of {VOCABULARIES}.")
-    if first_scored < 1 or batch_size < 1:
-        raise ValueError(f"first_scored ({first_scored}) and batch_size ({batch_size}) are at least 1.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size ({batch_size}) is at least 1.")
     names = names or [f"Sequence {index}" for index in range(len(sequences))]
-    _check_sequences(names, sequences, frozenset(scored_ids), first_scored, getattr(model, "config", None))
-    scored = torch.tensor(sorted(scored_ids), device=next(model.parameters()).device)
-    keys = [tuple(sequence) for sequence in sequences]
-    # Equal sequences are scored once: in two rows of a batch they would differ by rounding, and a tie would be lost.
-    distinct = sorted(dict.fromkeys(keys), key=len, reverse=True)
-    scores: dict[tuple[int, ...], SequenceScore] = {}
-    with evaluation_mode(model), torch.no_grad(), tqdm(total=len(keys), desc=progress, disable=not progress) as bar:
-        for start in range(0, len(distinct), batch_size):
-            batch = distinct[start : start + batch_size]
-            scores.update(zip(batch, _score_batch(model, batch, scored, first_scored, vocabulary), strict=True))
-            bar.update(len(batch))
-        bar.update(len(keys) - len(distinct))
-    ordered = [scores[key] for key in keys]
+    requests = _to_requests(sequences, first_scored, last_scored)
+    scored = frozenset(scored_ids)
+    _check_requests(names, requests, scored, getattr(model, "config", None))
+    spans: dict[tuple[int, ...], list[range]] = {}
+    for sequence, span in dict.fromkeys(requests):
+        spans.setdefault(sequence, []).append(span)
+    batches = batch_trees(spans, batch_size, _NODES_PER_TREE if reads_trees(model) else 0)
+    scores: dict[tuple[tuple[int, ...], range], SequenceScore] = {}
+    with evaluation_mode(model), torch.no_grad(), tqdm(total=len(spans), desc=progress, disable=not progress) as bar:
+        for trees in batches:
+            scores |= _score_trees(model, trees, spans, scored, vocabulary)
+            bar.update(sum(len(tree.paths) for tree in trees))
+    ordered = [scores[request] for request in requests]
     _check_finite(names, ordered)
     return ordered
 
 
-def _check_sequences(names, sequences, scored_ids: frozenset[int], first_scored: int, config) -> None:
+def _to_requests(sequences, first_scored, last_scored) -> list[tuple[tuple[int, ...], range]]:
+    """Each sequence with the span of positions that may hold its targets."""
+    count = len(sequences)
+    firsts = [first_scored] * count if isinstance(first_scored, int) else list(first_scored)
+    lasts = [last_scored] * count if isinstance(last_scored, int | None) else list(last_scored)
+    if len(firsts) != count or len(lasts) != count:
+        raise ValueError(
+            f"Found {len(firsts)} first_scored and {len(lasts)} last_scored for {count} sequences; expected one each."
+        )
+    if min(firsts, default=1) < 1:
+        raise ValueError(f"first_scored ({min(firsts)}) is at least 1: the first token has no context.")
+    return [
+        (tuple(sequence), range(first, len(sequence) if last is None else min(last + 1, len(sequence))))
+        for sequence, first, last in zip(sequences, firsts, lasts, strict=True)
+    ]
+
+
+def _check_requests(names, requests, scored_ids: frozenset[int], config) -> None:
     longest = getattr(config, "max_position_embeddings", None)
-    for name, sequence in zip(names, sequences, strict=True):
-        if scored_ids.isdisjoint(sequence[first_scored:]):
+    for name, (sequence, span) in zip(names, requests, strict=True):
+        if scored_ids.isdisjoint(sequence[span.start : span.stop]):
             raise ScoringError(
                 f"{name} of {len(sequence)} ids holds no target: expected one of the {len(scored_ids)} scored ids at "
-                f"position {first_scored} or later. Remove the item from the suite, or check its units."
+                f"positions {span.start} to {span.stop - 1}. Remove the item from the suite, or check its units."
             )
         if longest is not None and len(sequence) > longest:
             raise ScoringError(f"{name} has {len(sequence)} ids; the model reads at most {longest}.")
@@ -252,47 +188,69 @@ def _check_finite(names: Sequence[str], scores: list[SequenceScore]) -> None:
         )
 
 
-def _score_batch(model, batch: list[tuple[int, ...]], scored_ids: torch.Tensor, first_scored: int, vocabulary: str):
-    device = next(model.parameters()).device
-    length = max(map(len, batch))
-    # The padding id is never attended to nor scored; any id of the vocabulary serves.
-    ids = torch.tensor([[*sequence, *[0] * (length - len(sequence))] for sequence in batch], device=device)
-    mask = torch.tensor([[1] * len(sequence) + [0] * (length - len(sequence)) for sequence in batch], device=device)
-    targets = ids[:, first_scored:]
-    is_scored = torch.isin(targets, scored_ids) & mask[:, first_scored:].bool()
-    logits = _logits_from(model, ids, mask, first_scored - 1)
-    log_probabilities = torch.zeros(targets.shape, dtype=torch.float64, device=device)
-    log_probabilities[is_scored] = _target_log_probabilities(
-        logits[is_scored], targets[is_scored], scored_ids if vocabulary == "scored" else None
+def _score_trees(
+    model: nn.Module,
+    trees: list[PrefixTree],
+    spans: Mapping[tuple[int, ...], list[range]],
+    scored_ids: frozenset[int],
+    vocabulary: str,
+) -> dict[tuple[tuple[int, ...], range], SequenceScore]:
+    """Scores of every span of the sequences in one batch."""
+    # Nodes of the targets of each request: row of the batch, and node of the row.
+    targets = {
+        (sequence, span): (row, [path[index] for index in span if sequence[index] in scored_ids])
+        for row, tree in enumerate(trees)
+        for sequence, path in tree.paths.items()
+        for span in spans[sequence]
+    }
+    nodes = sorted({(row, node) for row, own in targets.values() for node in own})
+    log_probabilities = np.zeros((len(trees), max(len(tree.tokens) for tree in trees)))
+    rows, columns = np.array(nodes).T
+    log_probabilities[rows, columns] = _node_log_probabilities(
+        model, trees, nodes, sorted(scored_ids) if vocabulary == "scored" else None
     )
-    sums, counts = log_probabilities.sum(1).tolist(), is_scored.sum(1).tolist()
-    return [SequenceScore(total, count) for total, count in zip(sums, counts, strict=True)]
+    return {
+        request: SequenceScore(float(log_probabilities[row, own].sum()), len(own))
+        for request, (row, own) in targets.items()
+    }
 
 
-def _logits_from(model, ids: torch.Tensor, mask: torch.Tensor, first: int) -> torch.Tensor:
-    """Logits that predict positions `first + 1 ..`; shape `(batch, length - first - 1, vocabulary)`."""
-    arguments = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        positions = torch.arange(first, ids.shape[1] - 1, device=ids.device)
-        return model(**arguments, logits_to_keep=positions).logits
-    return model(**arguments).logits[:, first:-1]
+def _node_log_probabilities(
+    model: nn.Module, trees: list[PrefixTree], nodes: list[tuple[int, int]], restrict_to: list[int] | None
+) -> np.ndarray:
+    """log p of some nodes, given as (row, node), after their ancestors; float64 of shape `(nodes,)`."""
+    parameter = next(model.parameters())
+    inputs = tree_inputs(trees, parameter.dtype, parameter.device)
+    contexts = [(row, trees[row].parents[node]) for row, node in nodes]
+    # Siblings share their context, and so one row of logits.
+    index_of = {context: index for index, context in enumerate(dict.fromkeys(contexts))}
+    logits = _logits_at(model, inputs, list(index_of))
+    tokens = [trees[row].tokens[node] for row, node in nodes]
+    return _log_probabilities(logits, [index_of[context] for context in contexts], tokens, restrict_to)
 
 
-def _target_log_probabilities(
-    logits: torch.Tensor, targets: torch.Tensor, restrict_to: torch.Tensor | None
-) -> torch.Tensor:
-    """log p of each target in float64: logits `(positions, vocabulary)`, targets `(positions,)`.
+def _logits_at(model: nn.Module, inputs: dict[str, torch.Tensor], contexts: list[tuple[int, int]]) -> torch.Tensor:
+    """Logits of shape `(contexts, vocabulary)` after some nodes, given as (row, node)."""
+    rows, columns = torch.tensor(contexts, device=inputs["input_ids"].device).T
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return model(**inputs, use_cache=False).logits[rows, columns]
+    positions, columns = columns.unique(return_inverse=True)
+    return model(**inputs, use_cache=False, logits_to_keep=positions).logits[rows, columns]
 
-    `restrict_to`: `(ids,)` in ascending order, the vocabulary to normalise over; None for all of it.
+
+def _log_probabilities(
+    logits: torch.Tensor, contexts: list[int], tokens: list[int], restrict_to: list[int] | None
+) -> np.ndarray:
+    """log p of each token in float64: logits `(contexts, vocabulary)`, and for each token the row of its context.
+
+    `restrict_to`: ids in ascending order, the vocabulary to normalise over; None for all of it.
     """
+    index, token = torch.tensor([contexts, tokens], device=logits.device)
     if restrict_to is not None:
-        logits, targets = logits[:, restrict_to], torch.searchsorted(restrict_to, targets)
-    chunks = zip(logits.split(_POSITIONS_PER_CHUNK), targets.split(_POSITIONS_PER_CHUNK), strict=True)
-    return torch.cat([_gather_log_softmax(piece.double(), target) for piece, target in chunks])
-
-
-def _gather_log_softmax(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
+        restrict = torch.tensor(restrict_to, device=logits.device)
+        logits, token = logits[:, restrict], torch.searchsorted(restrict, token)
+    normalisers = torch.cat([piece.double().logsumexp(1) for piece in logits.split(_POSITIONS_PER_CHUNK)])
+    return (logits[index, token].double() - normalisers[index]).cpu().numpy()
 
 
 def pair_credit(positive: SequenceScore, negative: SequenceScore, normalisation: str = "mean") -> float:
@@ -337,7 +295,7 @@ def score_perplexity(
     model: nn.Module,
     utterances: Sequence[SpeechStreams | Sequence[int]],
     *,
-    sequence_format: SpeechSequenceFormat,
+    sequence_format: SequenceFormat,
     vocabulary: str = "full",
     batch_size: int = 8,
     progress: str | None = None,
@@ -345,9 +303,9 @@ def score_perplexity(
     """Perplexity of held-out utterances.
 
     Args:
-        utterances: each as [`~SpeechSequenceFormat.speech_to_sequence`] takes it, such as the documents that
+        utterances: each as [`~SequenceFormat.speech_to_sequence`] takes it, such as the documents that
             `read_documents` returns; repeats kept, for the number of units gives the duration.
-        sequence_format ([`SpeechSequenceFormat`]): of the model; its `config.unit_rate` is that of the units.
+        sequence_format ([`SequenceFormat`]): of the model; its `unit_rate` is that of the units.
         vocabulary, batch_size, progress: as in [`score_sequences`].
     """
     named = {f"Utterance {index}": utterance for index, utterance in enumerate(utterances)}
@@ -362,4 +320,4 @@ def score_perplexity(
         progress=progress,
     )
     num_frames = sum(len(getattr(utterance, "units", utterance)) for utterance in utterances)
-    return PerplexityResult.from_scores(scores, num_frames / sequence_format.config.unit_rate)
+    return PerplexityResult.from_scores(scores, num_frames / sequence_format.unit_rate)

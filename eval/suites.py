@@ -16,16 +16,10 @@ import pyarrow.parquet as pq
 from torch import nn
 
 from ..tokenization_tinywave import SpeechStreams
+from .contrast import CONTRASTS, LOCAL_WINDOW, score_contrasts
 from .results import atomic_file
-from .scoring import (
-    NORMALISATIONS,
-    STREAM_FIELDS,
-    SequenceScore,
-    SpeechSequenceFormat,
-    pair_credit,
-    score_sequences,
-    speech_to_sequences,
-)
+from .scoring import NORMALISATIONS, SequenceScore, pair_credit, score_sequences, speech_to_sequences
+from .sequence_formats import STREAM_FIELDS, SequenceFormat, SpeechSequenceFormat
 from .statistics import NUM_RESAMPLES, bootstrap_mean_interval, standard_error
 
 MANIFEST_SCHEMA = pa.schema(
@@ -106,10 +100,12 @@ class SuiteResult:
         n (`int`): number of pairs.
         ci95 (`list[float]`): bootstrap interval over groups.
         standard_error (`float` or `None`): robust to correlation within groups; `None` for a single group.
-        accuracy_by_normalisation (`dict[str, float]`): accuracy under "mean" and under "sum" log-likelihood.
+        accuracy_by_normalisation (`dict[str, float]`): accuracy under "mean" and under "sum" log-likelihood, and under
+            "local" or "pmi" where that decided the credit.
         accuracy_by_phenomenon (`dict[str, float]`): accuracy of each part.
         convention (`dict`): everything that the numbers depend on.
-        rows (`list[dict]`): per pair L and N of both halves and the credit.
+        rows (`list[dict]`): per pair L and N of both whole halves and the credit; under "local" and "pmi" L and N of
+            their continuations too.
     """
 
     suite: str
@@ -218,8 +214,9 @@ def evaluate_suite(
     model: nn.Module,
     suite: str | os.PathLike | Sequence[Pair],
     *,
-    sequence_format: SpeechSequenceFormat | None = None,
+    sequence_format: SequenceFormat | None = None,
     normalisation: str = "mean",
+    window: int = LOCAL_WINDOW,
     vocabulary: str = "full",
     batch_size: int = 8,
     encoder: str | None = None,
@@ -233,12 +230,15 @@ def evaluate_suite(
     stands in `convention["sequence"]`.
 
     Args:
-        model (`nn.Module`): a causal language model of speech, with a `TinyWaveConfig`.
+        model (`nn.Module`): a causal language model of speech.
         suite: path of a manifest, or its pairs.
-        sequence_format ([`SpeechSequenceFormat`], *optional*): from `model.config` by default. To score the units
-            alone of a model with pitch and style: `SpeechSequenceFormat(model.config, scored_streams=("unit",))`.
+        sequence_format ([`SequenceFormat`], *optional*): by default that of `model.config`, which has to be a
+            `TinyWaveConfig`; a [`UnitSequenceFormat`] serves other models. To score the units alone of a model with
+            pitch and style: `SpeechSequenceFormat(model.config, scored_streams=("unit",))`.
         normalisation (`str`, defaults to `"mean"`): "mean" or "sum" log-likelihood decides the credit; the accuracy
-            under both is recorded.
+            under both is recorded. "local" and "pmi" compare the continuations from the first differing token on, see
+            [`score_contrasts`].
+        window (`int`, defaults to 25): tokens that "local" scores.
         vocabulary (`str`, defaults to `"full"`): see `score_sequences`.
         encoder (`str`, *optional*): fingerprint of the codec that the model's training streams come from. The parts of
             the streams that the model reads have to agree: a model of units needs the same speech encoder only.
@@ -248,17 +248,19 @@ def evaluate_suite(
         SuiteError: an invalid manifest, one without a stream that the model reads, or streams of another encoder.
         ScoringError: a half that cannot be scored; no pair ever leaves the denominator.
     """
-    if normalisation not in NORMALISATIONS:
-        raise ValueError(f"Unknown normalisation {normalisation!r}; expected one of {NORMALISATIONS}.")
+    if normalisation not in (*NORMALISATIONS, *CONTRASTS):
+        raise ValueError(f"Unknown normalisation {normalisation!r}; expected one of {(*NORMALISATIONS, *CONTRASTS)}.")
     pairs = read_suite(suite) if isinstance(suite, str | os.PathLike) else list(suite)
     validate_pairs(pairs)
     sequence_format = sequence_format or SpeechSequenceFormat(model.config)
     _check_streams(pairs[0], sequence_format.streams, encoder)
-    rows = _score_pairs(model, pairs, sequence_format, normalisation, vocabulary, batch_size, progress)
+    scoring = {"vocabulary": vocabulary, "batch_size": batch_size, "progress": pairs[0].suite if progress else None}
+    rows = _score_pairs(model, pairs, sequence_format, normalisation, window, scoring)
     convention = {
         "sequence": sequence_format.to_record(),
-        "targets": "tokens of the scored streams; BOS, markers and EOS are not scored",
+        "targets": sequence_format.targets,
         "normalisation": normalisation,
+        **({"window": window} if normalisation == "local" else {}),
         "vocabulary": vocabulary,
         "tie": 0.5,
         "grouping": "group",
@@ -292,34 +294,46 @@ def _encoder_of_stream(fingerprint: str, streams: Iterable[str]) -> dict[str, st
     return dict(zip(STREAM_FIELDS if len(parts) == len(STREAM_FIELDS) else streams, parts, strict=False))
 
 
-def _score_pairs(model, pairs, sequence_format, normalisation, vocabulary, batch_size, progress) -> list[dict]:
-    halves = {f"The {name} half of pair {pair.id!r}": pair.half(name) for pair in pairs for name in HALVES}
-    sequences = speech_to_sequences(halves, sequence_format)
-    scores = score_sequences(
-        model,
-        list(sequences.values()),
-        scored_ids=sequence_format.scored_ids,
-        vocabulary=vocabulary,
-        batch_size=batch_size,
-        names=list(sequences),
-        progress=pairs[0].suite if progress else None,
-    )
-    halves_of_pairs = zip(pairs, scores[::2], scores[1::2], strict=True)
-    return [_pair_row(pair, positive, negative, normalisation) for pair, positive, negative in halves_of_pairs]
+def _score_pairs(model, pairs, sequence_format, normalisation, window, scoring) -> list[dict]:
+    speech = {f"The {name} half of pair {pair.id!r}": pair.half(name) for pair in pairs for name in HALVES}
+    halves = speech_to_sequences(speech, sequence_format)
+    continued = []
+    if normalisation in CONTRASTS:
+        options = {"sequence_format": sequence_format, "window": window, **scoring}
+        whole, continued = score_contrasts(model, halves, normalisation, **options)
+    else:
+        options = {"scored_ids": sequence_format.scored_ids, "names": list(halves), **scoring}
+        whole = score_sequences(model, list(halves.values()), **options)
+    return [
+        _pair_row(pair, whole[index : index + 2], continued[index : index + 2], normalisation)
+        for index, pair in zip(range(0, len(whole), 2), pairs, strict=True)
+    ]
 
 
-def _pair_row(pair: Pair, positive: SequenceScore, negative: SequenceScore, normalisation: str) -> dict:
-    credit = {name: pair_credit(positive, negative, name) for name in NORMALISATIONS}
+def _pair_row(
+    pair: Pair, whole: Sequence[SequenceScore], continued: Sequence[SequenceScore], normalisation: str
+) -> dict:
+    """The row of one pair from the scores of its two halves, and of their continuations where those decide."""
+    credit = {name: pair_credit(*whole, name) for name in NORMALISATIONS}
+    columns = _score_columns(whole, "")
+    if continued:
+        credit[normalisation] = pair_credit(*continued, CONTRASTS[normalisation])
+        columns |= _score_columns(continued, f"{normalisation}_")
     return {
         "id": pair.id,
         "phenomenon": pair.phenomenon,
         "group": pair.group,
-        "positive_log_likelihood": positive.log_likelihood,
-        "positive_num_tokens": positive.num_tokens,
-        "negative_log_likelihood": negative.log_likelihood,
-        "negative_num_tokens": negative.num_tokens,
+        **columns,
         "credit": credit[normalisation],
         **{f"credit_{name}": value for name, value in credit.items()},
+    }
+
+
+def _score_columns(halves: Sequence[SequenceScore], part: str) -> dict:
+    return {
+        f"{half}_{part}{field}": getattr(score, field)
+        for half, score in zip(HALVES, halves, strict=True)
+        for field in ("log_likelihood", "num_tokens")
     }
 
 
@@ -335,7 +349,9 @@ def _summarise(suite: str, rows: list[dict], normalisation: str, convention: dic
         n=len(rows),
         ci95=bootstrap_mean_interval(credits, groups, seed=seed),
         standard_error=standard_error(credits, groups),
-        accuracy_by_normalisation={name: accuracy(rows, name) for name in NORMALISATIONS},
+        accuracy_by_normalisation={
+            name: accuracy(rows, name) for name in dict.fromkeys((*NORMALISATIONS, normalisation))
+        },
         accuracy_by_phenomenon={
             name: accuracy([row for row in rows if row["phenomenon"] == name], normalisation) for name in phenomena
         },

@@ -215,8 +215,10 @@ def test_a_format_says_what_it_reads_and_scores():
         "scored_ids": {"unit": [4, 7], "style": [10, 10]},
         "deduplicated_streams": ["unit", "pitch"],
         "prefix_ids": [0, 3],
+        "closing_ids": [],
         "bos": True,
         "marker": True,
+        "eos": False,
     }
     assert SpeechSequenceFormat(tiny_layout(), deduplicate=False).to_record()["deduplicated_streams"] == []
 
