@@ -9,7 +9,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..tokenization_tinywave import SpeechStreams
-from .scoring import SpeechSequenceFormat, score_perplexity
+from .scoring import score_perplexity
+from .sequence_formats import SequenceFormat, SpeechSequenceFormat
 from .suites import Pair, evaluate_suite, read_suite
 
 LOWER_IS_BETTER = ("perplexity", "bits_per_second")
@@ -31,7 +32,7 @@ class SuiteEvaluationCallback(TrainerCallback):
     Args:
         suites (`Mapping`): name in the metrics -> path of a manifest, or its pairs.
         utterances (*optional*): held-out speech, see [`score_perplexity`]; no perplexity without it.
-        sequence_format ([`SpeechSequenceFormat`], *optional*): from the model's configuration by default.
+        sequence_format ([`SequenceFormat`], *optional*): from the model's configuration by default.
         normalisation, vocabulary, batch_size, encoder, seed: as in [`evaluate_suite`].
 
     Example:
@@ -47,7 +48,7 @@ class SuiteEvaluationCallback(TrainerCallback):
         suites: Mapping[str, str | os.PathLike | Sequence[Pair]],
         utterances: Sequence[SpeechStreams | Sequence[int]] | None = None,
         *,
-        sequence_format: SpeechSequenceFormat | None = None,
+        sequence_format: SequenceFormat | None = None,
         normalisation: str = "mean",
         vocabulary: str = "full",
         batch_size: int = 8,

@@ -1,0 +1,380 @@
+"""From the columns of an `evaluate` module to its result; the modules in `eval/metrics` only call this.
+
+Speech is a list of raw units (one a frame, repeats kept), a dict of the lists "units", "pitch" and "style" for a model
+that has them, or [`SpeechStreams`]. In the configuration "scores" nothing is read by a model: each half comes as its
+summed log-likelihood in nats and its number of scored tokens, from any toolkit, under the names of `pairs.parquet`.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import Features, List, Value
+from pyarrow.json import read_json
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from ..modeling_tinywave import TinyWaveForCausalLM
+from ..tokenization_tinywave import SpeechStreams
+from .aggregation import AGGREGATIONS
+from .scoring import (
+    PerplexityResult,
+    ScoringError,
+    SequenceScore,
+    pair_credit,
+    score_perplexity,
+)
+from .sequence_formats import SequenceFormat, SpeechSequenceFormat
+from .statistics import NUM_RESAMPLES, bootstrap_sums, percentile_interval
+from .story_sequences import is_speech_alone, join_speech, score_stories, story_direction
+from .suites import HALVES, Pair, evaluate_suite
+
+SCORES = "scores"
+CONFIGURATIONS = {"storycloze": ("spoken", "topic", SCORES)}
+"""Names of the configurations of a module; the others have "default" and "scores"."""
+LABELS = {
+    "swuggy": ("id", "voice", "group", "part"),
+    "sblimp": ("id", "voice", "group", "part", "subtype"),
+    "salmon": ("id", "group", "part"),
+    "storycloze": ("id", "group"),
+    "normalized_perplexity": ("id",),
+}
+"""Columns of strings of each module."""
+STORY_OPTIONS = ("tokenizer", "scored")
+"""Keywords of `storycloze` alone."""
+
+_NOT_STATED = "not stated"
+_LABEL = Value("string")
+_UNITS = List(Value("int32"))
+_SPEECH = {"units": _UNITS, "pitch": _UNITS, "style": _UNITS}
+_NUMBERS = {"sum": Value("float64"), "count": Value("int64")}
+
+
+def module_features(module: str, config_name: str) -> Features:
+    """What `evaluate` stores for a module: its columns as [`columns_to_batch`] writes them.
+
+    Args:
+        module: folder of the module.
+        config_name: "default" or "scores"; of `storycloze` "spoken", "topic" or "scores".
+
+    Raises:
+        ValueError: a configuration that the module does not have.
+    """
+    known = CONFIGURATIONS.get(module, ("default", SCORES))
+    if config_name not in known:
+        raise ValueError(f"{module} has no configuration {config_name!r}; expected one of {known}.")
+    labels = dict.fromkeys(LABELS[module], _LABEL)
+    if config_name == SCORES and module == "normalized_perplexity":
+        return Features({**labels, **_NUMBERS, "seconds": Value("float64")})
+    if config_name == SCORES:
+        halves = {f"{half}_{name}": value for half in HALVES for name, value in _NUMBERS.items()}
+        return Features({**labels, **halves})
+    if module == "normalized_perplexity":
+        return Features({**labels, "speech": _SPEECH})
+    if module == "storycloze":
+        part = {"text": _LABEL, **_SPEECH}
+        return Features({**labels, "context": part, "positive": part, "negative": part})
+    return Features({**labels, "positive": _SPEECH, "negative": _SPEECH})
+
+
+def columns_to_batch(features: Features, columns: Mapping[str, Sequence | None]) -> dict[str, list]:
+    """Columns of a module, checked, with each piece of speech or text as a row that Arrow can hold.
+
+    Raises:
+        ValueError: missing, unknown or empty columns, columns of different lengths, or a value that is not speech.
+    """
+    given = {name: column for name, column in columns.items() if column is not None}
+    if missing := [name for name in features if name not in given]:
+        raise ValueError(f"The columns {missing} are missing; expected {list(features)}, each with a row an item.")
+    if unknown := [name for name in given if name not in features]:
+        raise ValueError(f"The columns {unknown} are unknown; expected {list(features)}.")
+    lengths = {name: len(column) for name, column in given.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"The columns have different lengths: {lengths}; expected a row an item in each.")
+    if not all(lengths.values()):
+        raise ValueError(f"The columns {list(features)} are empty; expected at least one item.")
+    return {
+        name: [_value_to_row(f"Row {index} of {name!r}", value, features[name]) for index, value in enumerate(column)]
+        if isinstance(features[name], dict)
+        else list(column)
+        for name, column in given.items()
+    }
+
+
+def _value_to_row(name: str, value, feature: dict) -> dict:
+    """Text, or speech in any of its forms -> what `feature` describes; text has no units."""
+    if isinstance(value, str):
+        if "text" not in feature:
+            raise ValueError(f"{name} is text; expected speech, a list of units.")
+        return {"text": value} | dict.fromkeys(_SPEECH)
+    try:
+        speech = value if isinstance(value, SpeechStreams) else _value_to_speech(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is not speech: {error}") from error
+    streams = {name: None if (values := getattr(speech, name)) is None else values.tolist() for name in _SPEECH}
+    return streams | ({"text": ""} if "text" in feature else {})
+
+
+def _value_to_speech(value: Sequence[int] | Mapping[str, Sequence[int] | None]) -> SpeechStreams:
+    return SpeechStreams(**value) if isinstance(value, Mapping) else SpeechStreams(value)
+
+
+def pairs_to_columns(module: str, pairs: Iterable[Pair]) -> dict[str, list]:
+    """Pairs of a manifest -> the columns of a module, in its first configuration.
+
+    The id of an item is that of its pair without a final "/<voice>"; an id "<type>/<subtype>/<id>" tells the subtype
+    of `sblimp`, which is "-" otherwise. A story of a manifest is one piece of speech, so its context is empty.
+    """
+    columns: dict[str, list] = {name: [] for name in LABELS[module]}
+    columns |= {name: [] for name in (("context", *HALVES) if module == "storycloze" else HALVES)}
+    for pair in pairs:
+        labels = {"id": pair.id.removesuffix(f"/{pair.voice}"), "voice": pair.voice, "group": pair.group}
+        values = labels | {"part": pair.phenomenon, "context": []}
+        if "subtype" in columns:
+            values |= _type_labels(labels["id"], pair.phenomenon)
+        values |= {half: pair.half(half) for half in HALVES}
+        for name, column in columns.items():
+            column.append(values[name])
+    return columns
+
+
+def _type_labels(id_: str, part: str) -> dict[str, str]:
+    """The id without its part and subtype, where it begins with them, and these."""
+    pieces = id_.split("/", 2)
+    if len(pieces) == 3 and pieces[0] == part:
+        return {"id": pieces[2], "part": part, "subtype": pieces[1]}
+    return {"id": id_, "part": part, "subtype": "-"}
+
+
+def read_scores(module: str, path: str | os.PathLike) -> dict[str, list]:
+    """A table of log-likelihoods -> the columns of a module in the configuration "scores".
+
+    Args:
+        path: parquet, such as the `pairs.parquet` of `tinywave evaluate`, or JSON lines (`.jsonl`) of the same
+            columns. Where "voice" is missing, an id "<group>/<voice>" tells it; where "subtype" is missing, an id
+            "<type>/<subtype>/<id>" does.
+
+    Raises:
+        ValueError: missing columns, several suites in one table, or not a table.
+    """
+    table = read_json(path) if Path(path).suffix == ".jsonl" else pq.read_table(path)
+    features = module_features(module, SCORES)
+    if missing := [name for name in features if name not in (*table.column_names, "voice", "subtype")]:
+        raise ValueError(f"The table lacks the columns {missing}; expected {list(features)}.")
+    if "suite" in table.column_names and len(suites := table["suite"].unique().to_pylist()) > 1:
+        raise ValueError(f"The table holds the suites {suites}; keep the rows of one.")
+    return _rows_to_columns(table.to_pylist(), features)
+
+
+def _rows_to_columns(rows: list[dict], features: Features) -> dict[str, list]:
+    for row in rows:
+        # Numbers may serve as ids.
+        row |= {name: str(row[name]) for name, feature in features.items() if feature == _LABEL and name in row}
+        if "voice" in features and "voice" not in row:
+            is_spoken = row["id"].startswith(f"{row['group']}/")
+            row["voice"] = row["id"].removeprefix(f"{row['group']}/") if is_spoken else "-"
+            row["id"] = row["group"] if is_spoken else row["id"]
+        if "subtype" in features and "subtype" not in row:
+            row |= _type_labels(row["id"], row["part"])
+    return {name: [row[name] for row in rows] for name in features}
+
+
+def compute_accuracy(
+    module: str,
+    *,
+    model: nn.Module | str | os.PathLike | None = None,
+    normalisation: str = "mean",
+    vocabulary: str = "full",
+    batch_size: int = 8,
+    deduplicate: bool | None = None,
+    sequence_format: SequenceFormat | None = None,
+    seed: int = 0,
+    **columns,
+) -> dict:
+    """The result of a module of minimal pairs.
+
+    Args:
+        module: "swuggy", "sblimp", "salmon" or "storycloze".
+        model: a causal language model or its folder. Not in the configuration "scores".
+        normalisation (`str`, defaults to `"mean"`): "mean" or "sum" log-likelihood decides the credit; where speech
+            is scored whole, "local" and "pmi" of [`evaluate_suite`] as well.
+        vocabulary, batch_size: as in [`evaluate_suite`].
+        deduplicate (`bool`, *optional*, defaults to True): merge runs of equal units.
+        sequence_format (*optional*): how speech becomes ids, for models that are not TinyWave's, such as
+            [`UnitSequenceFormat`].
+        seed (`int`, defaults to 0): of the bootstrap.
+        columns: as [`columns_to_batch`] returns them; for `storycloze` with "tokenizer" and "scored" of
+            [`score_stories`].
+
+    Returns:
+        `dict`, JSON-ready: what the module's function in `aggregation.py` returns, "num_pairs", and "convention",
+        everything that the numbers depend on.
+
+    Raises:
+        TypeError: an unknown keyword.
+        ValueError: no model where there is something to score, or items that contradict each other.
+        ScoringError: a half that cannot be scored.
+    """
+    options = {name: columns.pop(name) for name in STORY_OPTIONS if name in columns and module == "storycloze"}
+    _check_names(module, columns)
+    _check_ids(columns, [name for name in ("part", "subtype", "id", "voice") if name in columns])
+    if "positive_sum" in columns:
+        credits, convention = _credits_of_scores(columns, normalisation), {"scores": "given"}
+    else:
+        model, sequence_format = _model_and_format(model, sequence_format, deduplicate)
+        scoring = {"sequence_format": sequence_format, "vocabulary": vocabulary, "batch_size": batch_size}
+        score = _score_stories if module == "storycloze" else _score_speech
+        credits, convention = score(model, columns, normalisation, scoring, **options)
+    rows = [
+        {**{name: columns[name][index] for name in LABELS[module]}, "credit": credit}
+        for index, credit in enumerate(credits)
+    ]
+    result = AGGREGATIONS[module](rows, seed)
+    convention |= {"normalisation": normalisation, "tie": 0.5, "grouping": result.pop("grouping")}
+    convention |= {"num_resamples": NUM_RESAMPLES, "seed": seed}
+    return {**result, "num_pairs": len(rows), "convention": convention}
+
+
+def _check_names(module: str, columns: Mapping[str, list]) -> None:
+    """Raises `TypeError` for a keyword that is no column: `evaluate` passes on whatever it does not know."""
+    configurations = CONFIGURATIONS.get(module, ("default", SCORES))
+    known = {name for config_name in configurations for name in module_features(module, config_name)}
+    if unknown := sorted(set(columns) - known):
+        raise TypeError(f"{module} has no keyword {unknown[0]!r}; its card names those that it has.")
+
+
+def _check_ids(columns: Mapping[str, list], key: Sequence[str]) -> None:
+    seen: set[tuple] = set()
+    for item in zip(*(columns[name] for name in key), strict=True):
+        if item in seen:
+            raise ValueError(f"Duplicate {' / '.join(key)}: {' / '.join(item)}; expected every pair once.")
+        seen.add(item)
+
+
+def _credits_of_scores(columns: Mapping[str, list], normalisation: str) -> list[float]:
+    halves = {
+        half: [
+            _given_score(f"The {half} half of pair {id_!r}", *numbers)
+            for id_, *numbers in zip(columns["id"], columns[f"{half}_sum"], columns[f"{half}_count"], strict=True)
+        ]
+        for half in HALVES
+    }
+    return [
+        pair_credit(positive, negative, normalisation) for positive, negative in zip(*halves.values(), strict=True)
+    ]
+
+
+def _given_score(name: str, total: float, count: int) -> SequenceScore:
+    if not math.isfinite(total) or count < 1:
+        raise ScoringError(f"{name} has log-likelihood {total} of {count} tokens; expected a number of at least one.")
+    return SequenceScore(total, count)
+
+
+def _model_and_format(model, sequence_format, deduplicate) -> tuple[nn.Module, SequenceFormat]:
+    """A loaded model in evaluation and how it reads speech; folders of TinyWave need no format."""
+    if model is None:
+        raise ValueError("There is no model; give `model=`, or log-likelihoods in the configuration 'scores'.")
+    if sequence_format is not None and deduplicate is not None:
+        raise ValueError("Found `deduplicate` and `sequence_format`; the format says whether repeats are merged.")
+    if isinstance(model, str | os.PathLike):
+        if not (Path(model) / "config.json").is_file():
+            raise FileNotFoundError(f"{model} is no model folder; it has no config.json.")
+        loader = TinyWaveForCausalLM if sequence_format is None else AutoModelForCausalLM
+        model = loader.from_pretrained(model, dtype="float32").eval()
+    if sequence_format is None:
+        sequence_format = SpeechSequenceFormat(model.config, deduplicate=deduplicate is not False)
+    return model, sequence_format
+
+
+def _score_speech(model, columns, normalisation: str, scoring: dict) -> tuple[list[float], dict]:
+    """Credits and convention of [`evaluate_suite`]."""
+    labels = [name for name in ("part", "subtype", "id", "voice") if name in columns]
+    pairs = [
+        Pair(
+            id="/".join(columns[name][index] for name in labels),
+            suite="module",
+            phenomenon=columns["part"][index] if "part" in columns else _NOT_STATED,
+            group=columns["group"][index],
+            positive_text=_NOT_STATED,
+            negative_text=_NOT_STATED,
+            voice=_NOT_STATED,
+            encoder=_NOT_STATED,
+            **{
+                f"{half}_{field}": tuple(values)
+                for half in HALVES
+                for field in _SPEECH
+                if (values := columns[half][index][field]) is not None
+            },
+        )
+        for index in range(len(columns["id"]))
+    ]
+    result = evaluate_suite(model, pairs, normalisation=normalisation, **scoring)
+    kept = ("sequence", "targets", "vocabulary", "window")
+    return result.credits, {name: value for name, value in result.convention.items() if name in kept}
+
+
+def _score_stories(
+    model, columns, normalisation: str, scoring: dict, tokenizer: PreTrainedTokenizerBase | None = None, scored="item"
+) -> tuple[list[float], dict]:
+    """Credits and convention of stories; speech after speech is a piece of speech like any other."""
+    stories = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    direction = story_direction(stories)
+    if scored == "item" and all(map(is_speech_alone, stories)):
+        joined = {half: [join_speech(story["context"], story[half]) for story in stories] for half in HALVES}
+        credits, convention = _score_speech(model, columns | joined, normalisation, scoring)
+    else:
+        credits, convention = score_stories(
+            model, stories, normalisation, tokenizer=tokenizer, scored=scored, **scoring
+        )
+    return credits, {**convention, "direction": direction, "scored": scored}
+
+
+def compute_perplexity(
+    *,
+    model: nn.Module | str | os.PathLike | None = None,
+    vocabulary: str = "full",
+    batch_size: int = 8,
+    deduplicate: bool | None = None,
+    sequence_format: SequenceFormat | None = None,
+    seed: int = 0,
+    **columns,
+) -> dict:
+    """The result of the module `normalized_perplexity`.
+
+    Args:
+        columns: as [`columns_to_batch`] returns them.
+        model, vocabulary, batch_size, deduplicate, sequence_format, seed: as in [`compute_accuracy`].
+
+    Returns:
+        `dict`, JSON-ready: "token_weighted", "utterance_mean" and "bits_per_second" of [`PerplexityResult`], "ci95" of
+        the first (percentile bootstrap over utterances), "n" (utterances), "num_tokens" and "convention".
+
+    Raises:
+        TypeError, ValueError, ScoringError: as [`compute_accuracy`].
+    """
+    _check_names("normalized_perplexity", columns)
+    _check_ids(columns, ["id"])
+    if "sum" in columns:
+        numbers = zip(columns["id"], columns["sum"], columns["count"], strict=True)
+        scores = [_given_score(f"Utterance {id_!r}", *values) for id_, *values in numbers]
+        result, convention = PerplexityResult.from_scores(scores, sum(columns["seconds"])), {"scores": "given"}
+    else:
+        model, sequence_format = _model_and_format(model, sequence_format, deduplicate)
+        utterances = [SpeechStreams(**row) for row in columns["speech"]]
+        scoring = {"sequence_format": sequence_format, "vocabulary": vocabulary, "batch_size": batch_size}
+        result = score_perplexity(model, utterances, **scoring)
+        convention = {"sequence": sequence_format.to_record(), "vocabulary": vocabulary}
+    values = np.array([[-score.log_likelihood, score.num_tokens] for score in result.scores]).T
+    losses, counts = bootstrap_sums(values, seed=seed)
+    return {
+        "token_weighted": result.token_weighted,
+        "utterance_mean": result.utterance_mean,
+        "bits_per_second": result.bits_per_second,
+        "ci95": percentile_interval(np.exp(losses / counts)),
+        "n": len(result.scores),
+        "num_tokens": sum(score.num_tokens for score in result.scores),
+        "convention": {**convention, "num_resamples": NUM_RESAMPLES, "seed": seed},
+    }
