@@ -24,7 +24,28 @@ ROOT_MODULES = [
     "hub_pipelines_tinywave",
     "distill_trainer",
 ]
-FOLDERS = ["data", "training", "eval", "cli", "convert", "benchmarks", "publishing", "assets", "recipes"]
+METRICS = [
+    "generative_perplexity",
+    "normalized_perplexity",
+    "salmon",
+    "sblimp",
+    "storycloze",
+    "stsp",
+    "swuggy",
+]
+FOLDERS = [
+    "data",
+    "training",
+    "eval",
+    "cli",
+    "convert",
+    "benchmarks",
+    "publishing",
+    "assets",
+    "recipes",
+    "spaces",
+    *(f"eval.metrics.{metric}" for metric in METRICS),
+]
 
 REQUIREMENTS = [
     "torch>=2.13",
@@ -60,11 +81,28 @@ EXTRAS = {
         "threadpoolctl>=3.6",
     ],
     "train": ["peft>=0.21", "datasets>=5.2", "accelerate>=1.15"],
-    "eval": ["evaluate>=0.4.6", "scipy>=1.17", "statsmodels>=0.15", "jiwer>=4.0", "pyroomacoustics>=0.10"],
+    "eval": [
+        "evaluate>=0.4.6",
+        "datasets>=5.2",
+        "scipy>=1.17",
+        "statsmodels>=0.15",
+        "jiwer>=4.0",
+        "pyroomacoustics>=0.10",
+    ],
     # Files for llama.cpp, and llama.cpp itself to run them.
     "export": ["gguf>=0.19", "xllamacpp>=2026.10"],
+    # The page to try it in a browser; ffmpeg comes along for machines that have none.
+    "demo": ["gradio>=6.31", "imageio-ffmpeg>=0.6"],
     "report": ["matplotlib>=3.11", "jinja2>=3.1"],
-    "test": ["pytest>=9.2", "hypothesis>=6.170", "packaging>=24", "setuptools>=77", "sentencepiece>=0.2.1"],
+    "test": [
+        "pytest>=9.2",
+        "hypothesis>=6.170",
+        "packaging>=24",
+        "setuptools>=77",
+        "sentencepiece>=0.2.1",
+        "gradio_client>=2.7",
+        "playwright>=1.65",
+    ],
     "dev": ["ruff>=0.17"],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
@@ -93,6 +131,8 @@ if __name__ == "__main__":
             "tinywave.assets": ["**/*"],
             "tinywave.recipes": ["**/*"],
             "tinywave.eval": ["templates/*.j2"],
+            **{f"tinywave.eval.metrics.{metric}": ["*"] for metric in METRICS},
+            "tinywave.spaces": ["*"],
         },
         install_requires=REQUIREMENTS,
         extras_require=EXTRAS,

@@ -1,52 +1,144 @@
-"""`tinywave evaluate outputs/student --units outputs/units`"""
+"""`tinywave evaluate --model outputs/student --suite outputs/suites --output-dir outputs/scores`"""
 
 from pathlib import Path
 
 from ..data.interleaving import read_documents
-from ..eval.results import write_json
-from ..eval.runner import evaluate_models
-from ..eval.scoring import STREAM_FIELDS
+from ..eval.contrast import CONTRASTS
+from ..eval.evaluation_page import write_evaluation_page
+from ..eval.readers import LAYOUTS, read_audio_suite
+from ..eval.result_records import results_to_model_index, suite_to_results, write_hub_results, write_pairs
+from ..eval.results import STUDENT, TEACHER, write_json
+from ..eval.runner import Evaluation, evaluate_models
+from ..eval.scoring import NORMALISATIONS, VOCABULARIES
+from ..eval.sequence_formats import STREAM_FIELDS
+from ..eval.suite_encoding import encode_audio_suite
+from ..eval.suites import is_manifest, read_suite
 from ..modeling_tinywave import TinyWaveForCausalLM
+from .loading import add_codec_arguments, open_codec
 from .shipped import suites_of
 
 
 def add_arguments(parser):
-    parser.add_argument("model", help="model folder")
-    parser.add_argument("--suites", help="folder of suite manifests (default: those in the model's own units)")
-    parser.add_argument("--units", required=True, help="unit shards whose test split gives the perplexity")
+    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument("--teacher", help="folder of its teacher: how much of it the model keeps is reported too")
+    parser.add_argument(
+        "--suite",
+        nargs="+",
+        help="manifests, folders of manifests, or folders of recordings as they are released, which are turned into "
+        "units first (default: the shipped suites in the model's own units)",
+    )
+    parser.add_argument("--layout", choices=LAYOUTS, help="layout of the folders of recordings (default: found out)")
+    parser.add_argument("--strict", action="store_true", help="stop at a recording that is missing or unreadable")
+    parser.add_argument("--units", help="unit shards whose test split gives the perplexity (default: none)")
+    parser.add_argument(
+        "--normalisation",
+        choices=(*NORMALISATIONS, *CONTRASTS),
+        default="mean",
+        help="how the halves of a pair are compared",
+    )
+    parser.add_argument(
+        "--vocabulary", choices=VOCABULARIES, default="full", help="ids that the probabilities are normalised over"
+    )
     parser.add_argument(
         "--scored-streams",
         nargs="+",
         choices=tuple(STREAM_FIELDS),
         help="streams whose tokens are scored (default: all that the model has)",
     )
-    parser.add_argument("--output-dir", required=True, help="folder of evaluation.json and the rows of every pair")
+    parser.add_argument("--batch-size", type=int, default=16, help="sequences of a forward pass")
+    parser.add_argument("--dataset-id", help="of the suites on the Hub: writes .eval_results for the model's page")
+    parser.add_argument("--speak", action="store_true", help="let the page play the worst pairs, through the vocoder")
+    add_codec_arguments(parser)
+    parser.add_argument("--output-dir", required=True, help="folder of results.json, pairs.parquet, evaluation.html")
 
 
 def run(arguments) -> int:
-    model = TinyWaveForCausalLM.from_pretrained(arguments.model, dtype="float32").eval()
-    folder = Path(arguments.suites or suites_of(model.config.stream_ranges()))
-    suites = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
-    if not suites:
-        raise FileNotFoundError(f"No suite (*.parquet) in {folder}; build them with tinywave build-suites.")
-    prosody = [name for name in ("pitch", "style") if name in model.config.stream_ranges()]
-    held_out = read_documents(arguments.units, "test", prosody=prosody)
     output = Path(arguments.output_dir)
-    name = Path(arguments.model).name
+    models = {STUDENT: _load(arguments.model)} | ({TEACHER: _load(arguments.teacher)} if arguments.teacher else {})
+    streams = models[STUDENT].config.stream_ranges()
+    suites = find_suites(arguments, list(streams), output)
+    prosody = [name for name in ("pitch", "style") if name in streams]
     evaluation = evaluate_models(
-        {name: model},
+        models,
         suites,
-        held_out,
+        read_documents(arguments.units, "test", prosody=prosody) if arguments.units else (),
         scored_streams=arguments.scored_streams,
-        batch_size=16,
-        rows_folder=output / "pairs",
+        batch_size=arguments.batch_size,
+        normalisation=arguments.normalisation,
+        vocabulary=arguments.vocabulary,
     )
-    write_json(evaluation, output / "evaluation.json")
-    for suite, result in evaluation["suites"].items():
-        low, high = result[name]["ci95"]
-        print(f"{suite:>10}  {result[name]['accuracy']:.3f}  [{low:.3f}, {high:.3f}]  n = {result[name]['n']}")
-    perplexity = evaluation["perplexity"][name]
-    scored = ", ".join(perplexity["sequence"]["scored_streams"])
-    print(f"perplexity  {perplexity['token_weighted']:.3f} a token of {scored}", end="")
-    print(f"  {perplexity['bits_per_second']:.1f} bits a second")
+    name = Path(arguments.model).resolve().name
+    write_evaluation(evaluation, name, output, arguments.dataset_id)
+    write_evaluation_page(
+        evaluation,
+        name,
+        output / "evaluation.html",
+        pairs={suite: read_suite(path) for suite, path in suites.items()},
+        speak=_voice(arguments, streams) if arguments.speak else None,
+    )
+    print_evaluation(evaluation)
+    print(output)
     return 0
+
+
+def _load(folder: str) -> TinyWaveForCausalLM:
+    return TinyWaveForCausalLM.from_pretrained(folder, dtype="float32").eval()
+
+
+def find_suites(arguments, streams: list[str], output: Path) -> dict[str, Path]:
+    """Manifests by name; recordings are encoded into `output/suites` first.
+
+    Raises `FileNotFoundError` for a path that is not there, `ValueError` for two suites of one name.
+    """
+    suites: dict[str, Path] = {}
+    for path in map(Path, arguments.suite or [suites_of(streams)]):
+        if not path.exists():
+            raise FileNotFoundError(f"No suite at {path}; build one with tinywave build-suite.")
+        found = [path] if path.is_file() and is_manifest(path) else []
+        if path.is_dir():
+            found = [manifest for manifest in sorted(path.glob("*.parquet")) if is_manifest(manifest)]
+        for manifest in found or [_encode(path, arguments, streams, output / "suites")]:
+            if manifest.stem in suites:
+                raise ValueError(f"{manifest} and {suites[manifest.stem]} have one name; rename one of them.")
+            suites[manifest.stem] = manifest
+    return suites
+
+
+def _encode(path: Path, arguments, streams: list[str], folder: Path) -> Path:
+    suite = read_audio_suite(path, arguments.layout, strict=arguments.strict)
+    for problem in suite.problems:
+        print(f"{problem.name}: {problem.reason}")
+    codec = open_codec(arguments, streams)
+    return encode_audio_suite(suite, codec, folder / f"{suite.name}.parquet", strict=arguments.strict)
+
+
+def _voice(arguments, streams):
+    codec = open_codec(arguments, list(streams))
+    return lambda speech: (codec.decode(speech).numpy(), codec.output_sampling_rate)
+
+
+def write_evaluation(evaluation: Evaluation, name: str, output: Path, dataset_id: str | None) -> None:
+    """Writes results.json, pairs.parquet, evaluation.json, model_index.json and, with a data set, .eval_results."""
+    results = [
+        result
+        for by_model in evaluation.suites.values()
+        for result in suite_to_results(by_model[STUDENT], by_model.get(TEACHER))
+    ]
+    write_json(results, output / "results.json")
+    write_pairs([by_model[STUDENT] for by_model in evaluation.suites.values()], output / "pairs.parquet")
+    write_json(evaluation.to_record(), output / "evaluation.json")
+    write_json(results_to_model_index(results, name), output / "model_index.json")
+    if dataset_id:
+        write_hub_results(results, dataset_id, output)
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Prints one line a suite, and the perplexity."""
+    for suite, by_model in evaluation.suites.items():
+        result = by_model[STUDENT]
+        low, high = result.ci95
+        print(f"{suite:>10}  {result.accuracy:.3f}  [{low:.3f}, {high:.3f}]  n = {result.n}")
+    for name, perplexity in evaluation.perplexities.items():
+        scored = ", ".join(evaluation.sequences[name]["scored_streams"])
+        print(f"perplexity of {name}  {perplexity.token_weighted:.3f} a token of {scored}", end="")
+        print(f"  {perplexity.bits_per_second:.1f} bits a second")

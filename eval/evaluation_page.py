@@ -123,12 +123,13 @@ def _comparison_rows(evaluation: Evaluation, record: dict) -> list[list[str]]:
         kept = suite_to_results(by_model[STUDENT], by_model[TEACHER])[0]
         difference = tests["accuracy_difference"][suite]
         low, high = difference["ci95"]
-        above = kept["above_chance_ratio"]
         rows.append(
             [
                 suite_to_label(suite),
-                format_percent(kept["raw_ratio"]),
-                "undefined" if above is None else format_percent(above),
+                *(
+                    "undefined" if kept[name] is None else format_percent(kept[name])
+                    for name in ("raw_ratio", "above_chance_ratio")
+                ),
                 f"{100 * difference['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
                 f"{tests['mcnemar_p_value_holm'][suite]:.3g}",
             ]

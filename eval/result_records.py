@@ -2,9 +2,9 @@
 
 A result is one number of one suite or of one part of it:
 
-- `suite`, `part`: names; the part "all" is the whole suite;
+- `suite`, `part`: names; the part "all" is the whole suite, "in_vocab" of sWUGGY all but words out of vocabulary;
 - `score`: how a half is scored, "mean" (log-likelihood per token), "sum", "local" or "pmi";
-- `n`: number of pairs;
+- `n`: number of items that the accuracy is the mean of: pairs; in sWUGGY and sBLIMP after averaging their voices;
 - `accuracy`: share of pairs whose positive half scores higher; a tie counts half;
 - `standard_error`: of the accuracy, robust to correlation within groups; null for a single group;
 - `ci95`: `[low, high]`, percentile bootstrap over groups;
@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
+from .aggregation import AGGREGATIONS, accuracy_by_part, rows_to_accuracy
 from .results import atomic_file
-from .statistics import bootstrap_mean_interval, retention, standard_error
+from .statistics import retention
 from .suites import SuiteResult
 
 WHOLE_SUITE = "all"
@@ -32,6 +33,7 @@ PAIRS_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("part", pa.string()),
         ("group", pa.string()),
+        ("voice", pa.string()),
         ("positive_sum", pa.float64()),
         ("positive_count", pa.int64()),
         ("negative_sum", pa.float64()),
@@ -41,6 +43,8 @@ PAIRS_SCHEMA = pa.schema(
 )
 """Columns of pairs.parquet: L in nats and N in tokens of both halves, and the credit (1, 0.5 or 0)."""
 
+_STATISTICS = ("n", "accuracy", "standard_error", "ci95")
+_SPOKEN_BY_SEVERAL = ("swuggy", "sblimp")
 _COLUMN_OF_ROW = {
     "part": "phenomenon",
     "positive_sum": "positive_log_likelihood",
@@ -57,28 +61,35 @@ def suite_to_results(result: SuiteResult, teacher: SuiteResult | None = None) ->
         result: of the model.
         teacher (*optional*): of its teacher on the same pairs; adds what the model keeps of it.
     """
-    seed, score = result.convention["seed"], result.convention["normalisation"]
-    parts = sorted({row["phenomenon"] for row in result.rows})
+    accuracies, theirs = _accuracies(result), _accuracies(teacher) if teacher else {}
     results = []
-    for part in (WHOLE_SUITE, *(parts if len(parts) > 1 else ())):
-        is_inside = [part in (WHOLE_SUITE, row["phenomenon"]) for row in result.rows]
-        credits = [row["credit"] for row, inside in zip(result.rows, is_inside, strict=True) if inside]
-        groups = [row["group"] for row, inside in zip(result.rows, is_inside, strict=True) if inside]
-        record = {
-            "suite": result.suite,
-            "part": part,
-            "score": score,
-            "n": len(credits),
-            "accuracy": sum(credits) / len(credits),
-            "standard_error": standard_error(credits, groups),
-            "ci95": bootstrap_mean_interval(credits, groups, seed=seed),
-        }
+    for part, accuracy in accuracies.items():
+        record = {"suite": result.suite, "part": part, "score": result.convention["normalisation"], **accuracy}
         if teacher is not None:
-            theirs = [row["credit"] for row, inside in zip(teacher.rows, is_inside, strict=True) if inside]
-            kept = retention(record["accuracy"], sum(theirs) / len(theirs))
+            kept = retention(record["accuracy"], theirs[part]["accuracy"])
             record |= {"raw_ratio": kept.raw, "above_chance_ratio": kept.above_chance}
         results.append(record)
     return results
+
+
+def _accuracies(result: SuiteResult) -> dict[str, dict]:
+    """Part -> n, accuracy, standard error and interval, by the suite's published convention where it has one."""
+    rows = [
+        # The release names an item by its group and speaks it in several voices.
+        {**row, "id": row["group"] if result.suite in _SPOKEN_BY_SEVERAL else row["id"], "part": row["phenomenon"]}
+        | {"subtype": ""}
+        for row in result.rows
+    ]
+    aggregate, seed = AGGREGATIONS.get(result.suite, _plain_mean), result.convention["seed"]
+    whole = aggregate(rows, seed)
+    parts = whole.get("accuracy_by_part", {})
+    named = {WHOLE_SUITE: whole, **({"in_vocab": whole["in_vocab"]} if whole.get("in_vocab") else {})}
+    named |= parts if len(parts) > 1 else {}
+    return {part: {name: record[name] for name in _STATISTICS} for part, record in named.items()}
+
+
+def _plain_mean(rows: Sequence[dict], seed: int) -> dict:
+    return rows_to_accuracy(rows, seed) | {"accuracy_by_part": accuracy_by_part(rows, seed)}
 
 
 def write_pairs(results: Iterable[SuiteResult], path: str | os.PathLike) -> Path:

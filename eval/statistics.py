@@ -23,12 +23,13 @@ class Retention:
     """What a student keeps of its teacher.
 
     Args:
-        raw (`float`): student accuracy / teacher accuracy. Flatters two-way tasks: guessing scores 0.5.
+        raw (`float` or `None`): student accuracy / teacher accuracy; `None` for a teacher that is never right. Flatters
+            two-way tasks: guessing scores 0.5.
         above_chance (`float` or `None`): (student - 0.5) / (teacher - 0.5); `None` for a teacher at or below chance.
         raw_ci95, above_chance_ci95 (`list[float]`, *optional*): paired bootstrap intervals over groups.
     """
 
-    raw: float
+    raw: float | None
     above_chance: float | None
     raw_ci95: list[float] | None = None
     above_chance_ci95: list[float] | None = None
@@ -200,7 +201,7 @@ def retention(student_accuracy: float, teacher_accuracy: float) -> Retention:
     """Raw and chance-corrected ratio of a student's accuracy to its teacher's."""
     margin = teacher_accuracy - CHANCE
     above_chance = (student_accuracy - CHANCE) / margin if margin > 0 else None
-    return Retention(student_accuracy / teacher_accuracy, above_chance)
+    return Retention(student_accuracy / teacher_accuracy if teacher_accuracy else None, above_chance)
 
 
 def mean_retention(
@@ -227,12 +228,11 @@ def mean_retention(
         means.append(rows[:2].mean(axis=1))
     point = retention(*(float(mean) for mean in np.mean(means, axis=0)))
     student_means, teacher_means = np.mean(samples, axis=0)
-    # Resamples with a teacher at chance have no ratio; they are rare unless the point itself is undefined.
-    defined = teacher_means > CHANCE
+    # Resamples with a teacher at chance, or never right, have no ratio; they are rare unless the point has none.
+    defined, is_right = teacher_means > CHANCE, teacher_means > 0
+    raw_ci95 = None if point.raw is None else percentile_interval(student_means[is_right] / teacher_means[is_right])
     above_chance_ci95 = None
     if point.above_chance is not None and defined.any():
         ratios = (student_means[defined] - CHANCE) / (teacher_means[defined] - CHANCE)
         above_chance_ci95 = percentile_interval(ratios)
-    return Retention(
-        point.raw, point.above_chance, percentile_interval(student_means / teacher_means), above_chance_ci95
-    )
+    return Retention(point.raw, point.above_chance, raw_ci95, above_chance_ci95)

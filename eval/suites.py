@@ -150,6 +150,15 @@ def write_suite(pairs: Sequence[Pair], path: str | os.PathLike) -> Path:
     return Path(path)
 
 
+def is_manifest(path: str | os.PathLike) -> bool:
+    """Whether a file is a manifest of this module, by its columns."""
+    try:
+        names = pq.read_schema(path).names
+    except (pa.ArrowException, OSError):
+        return False
+    return set(MANIFEST_SCHEMA.names) <= set(names)
+
+
 def read_suite(path: str | os.PathLike) -> list[Pair]:
     """Reads and validates a manifest.
 
@@ -323,6 +332,7 @@ def _pair_row(
         "id": pair.id,
         "phenomenon": pair.phenomenon,
         "group": pair.group,
+        "voice": pair.voice,
         **columns,
         "credit": credit[normalisation],
         **{f"credit_{name}": value for name, value in credit.items()},

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 import torch
 import yaml
 
@@ -14,6 +16,8 @@ from tinywave.data.codec_loading import save_encoders
 from tinywave.data.corpus import TextItem, prepare_corpus
 from tinywave.eval.suites import read_suite
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
+
+LIBRIVOX = Path(__file__).parents[1] / "assets" / "audio" / "librivox"
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +46,8 @@ def folder(expressive_codec, tmp_path_factory):
 
 def evaluate(folder, name, *options):
     output = folder / "scores" / "-".join([name, *options])
-    arguments = ["--suites", str(folder / "suites"), "--units", str(folder / "units"), "--output-dir", str(output)]
-    assert main(["evaluate", str(folder / name), *arguments, *options]) == 0
+    arguments = ["--suite", str(folder / "suites"), "--units", str(folder / "units"), "--output-dir", str(output)]
+    assert main(["evaluate", "--model", str(folder / name), *arguments, *options]) == 0
     return json.loads((output / "evaluation.json").read_text()), output
 
 
@@ -66,13 +70,63 @@ def test_each_model_reads_the_streams_that_it_has(folder, capsys):
         assert convention["sequence"] == perplexity["sequence"]
         num_tokens[name] = perplexity["num_tokens"]
     assert num_tokens["expressive"] > num_tokens["base"] == num_tokens["units"]
-    assert pq.read_table(output / "pairs" / "syntactic_base.parquet").num_rows == 3
+    rows = pq.read_table(output / "pairs.parquet").to_pylist()
+    results = json.loads((output / "results.json").read_text())
+    assert {(row["suite"], row["part"], row["n"]) for row in results if row["part"] == "all"} == {
+        ("syntactic", "all", 3)
+    }
+    right = [row["positive_sum"] / row["positive_count"] > row["negative_sum"] / row["negative_count"] for row in rows]
+    assert results[0]["accuracy"] == pytest.approx(sum(right) / 3)
+    assert "evaluation.json" in (output / "evaluation.html").read_text()
 
 
 def test_shards_without_the_streams_of_the_model_are_refused(folder, tmp_path, capsys):
     shutil.copytree(folder / "units", tmp_path / "units")
     for path in (tmp_path / "units").glob("*.parquet"):
         pq.write_table(pq.read_table(path).drop_columns(["style"]), path)
-    arguments = ["--suites", str(folder / "suites"), "--units", str(tmp_path / "units"), "--output-dir", str(tmp_path)]
-    assert main(["evaluate", str(folder / "expressive"), *arguments]) == 2
+    arguments = ["--suite", str(folder / "suites"), "--units", str(tmp_path / "units"), "--output-dir", str(tmp_path)]
+    assert main(["evaluate", "--model", str(folder / "expressive"), *arguments]) == 2
     assert "style" in capsys.readouterr().err
+
+
+def test_a_teacher_gives_ratios_tests_and_a_page(folder, tmp_path):
+    suite = folder / "suites" / "syntactic.parquet"
+    arguments = ["--model", str(folder / "base"), "--teacher", str(folder / "expressive"), "--suite", str(suite)]
+    options = ["--dataset-id", "someone/pairs", "--normalisation", "sum", "--output-dir", str(tmp_path)]
+    assert main(["evaluate", *arguments, *options]) == 0
+    whole = json.loads((tmp_path / "results.json").read_text())[0]
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    accuracy = {name: record["suites"]["syntactic"][name]["accuracy"] for name in ("student", "teacher")}
+    assert whole["score"] == "sum" and whole["raw_ratio"] == pytest.approx(accuracy["student"] / accuracy["teacher"])
+    assert record["comparisons"]["student-teacher"]["mcnemar_p_value_holm"]["syntactic"] <= 1
+    assert "Against the teacher" in (tmp_path / "evaluation.html").read_text()
+    entries = yaml.safe_load((tmp_path / ".eval_results" / "someone_pairs.yaml").read_text())
+    assert entries[0]["value"] == pytest.approx(100 * whole["accuracy"], abs=0.006)
+
+
+def test_the_worst_pairs_can_be_heard(folder, tmp_path):
+    arguments = ["--model", str(folder / "base"), "--suite", str(folder / "suites"), "--output-dir", str(tmp_path)]
+    vocoder = ["--vocoder", str(LIBRIVOX.parents[1] / "codec" / "vocoder"), "--griffin-lim", "--speak"]
+    assert main(["evaluate", *arguments, "--codec", str(folder / "codec"), *vocoder]) == 0
+    wrong = sum(row["credit"] == 0 for row in pq.read_table(tmp_path / "pairs.parquet").to_pylist())
+    assert (tmp_path / "evaluation.html").read_text().count("data:audio/flac") == 2 * wrong > 0
+
+
+def test_released_recordings_are_read_and_encoded(folder, tmp_path, capsys):
+    parts = tmp_path / "salmon" / "gender_consistency"
+    parts.mkdir(parents=True)
+    clips = sorted(LIBRIVOX.glob("*.flac"))
+    for index in range(2):
+        for half in range(2):
+            waveform, rate = soundfile.read(clips[index + 2 * half])
+            soundfile.write(parts / f"sample_{index}_{half}.wav", waveform[: 2 * rate], rate)
+    arguments = ["--model", str(folder / "base"), "--suite", str(tmp_path / "salmon"), "--codec", str(folder / "codec")]
+    assert main(["evaluate", *arguments, "--output-dir", str(tmp_path / "scores")]) == 0
+    results = json.loads((tmp_path / "scores" / "results.json").read_text())
+    assert results[0]["suite"] == "salmon" and results[0]["n"] == 2
+    (parts / "sample_0_1.wav").unlink()
+    assert main(["evaluate", *arguments, "--strict", "--output-dir", str(tmp_path / "strict")]) == 2
+    assert "sample_0" in capsys.readouterr().err
+    assert main(["evaluate", *arguments, "--output-dir", str(tmp_path / "lenient")]) == 0
+    assert json.loads((tmp_path / "lenient" / "results.json").read_text())[0]["n"] == 1
+    assert "sample_0" in capsys.readouterr().out

@@ -13,6 +13,7 @@ UPLOADED = {
     "configuration_tinywave": 0,
     "tokenization_tinywave": 0,
     "generation_tinywave": 1,
+    "quantization_tinywave": 1,
     "modeling_tinywave": 1,
     "speech_backbones_tinywave": 1,
     "speech_quantizers_tinywave": 1,
