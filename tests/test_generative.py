@@ -2,14 +2,17 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tinywave.cli.main import main
 from tinywave.codec_tinywave import SpeechCodec
 from tinywave.configuration_tinywave import SpeechEncoderConfig, TinyWaveConfig, VocoderConfig
 from tinywave.eval.generative import (
@@ -19,6 +22,7 @@ from tinywave.eval.generative import (
     auto_bleu,
     continue_each,
     evaluate_generation,
+    generation_to_markdown,
     generative_perplexity,
     load_judge,
     sequence_repetition,
@@ -106,7 +110,7 @@ def language_model():
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=10, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=16, bos_token_id=0,
+        max_position_embeddings=64, bos_token_id=0,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     with torch.no_grad():
@@ -152,8 +156,8 @@ def test_without_bos_the_first_token_is_not_scored(language_model):
 def test_texts_that_have_no_perplexity(language_model):
     nothing = generative_perplexity(["", " "], language_model, word_tokenizer(bos_token="<s>"))
     assert (nothing.value, nothing.ci95, nothing.n, nothing.num_unscored) == (None, None, 0, 2)
-    with pytest.raises(ScoringError, match="Text 1 has 18 ids; the model reads at most 16"):
-        generative_perplexity(["a cat", "a " * 17], language_model, word_tokenizer(bos_token="<s>"))
+    with pytest.raises(ScoringError, match="Text 1 has 71 ids; the model reads at most 64"):
+        generative_perplexity(["a cat", "a " * 70], language_model, word_tokenizer(bos_token="<s>"))
 
 
 def test_a_judge_is_loaded_from_its_folder(language_model, tmp_path, monkeypatch):
@@ -298,3 +302,30 @@ def test_a_model_that_ends_at_once_is_reported_as_silent(pipeline, recordings):
 def test_recordings_without_a_prompt_are_refused(pipeline, recordings):
     with pytest.raises(ValueError, match="Found 1 recordings, none of at least 3.0 s"):
         evaluate_generation(pipeline, recordings[1:2], transcribe=lambda waveform, sampling_rate: "")
+
+
+def test_the_verb_writes_numbers_and_sound(pipeline, language_model, tmp_path, capsys):
+    pipeline.model.save_pretrained(tmp_path / "model")
+    pipeline.processor.save_pretrained(tmp_path / "model")
+    language_model.save_pretrained(tmp_path / "toy")
+    word_tokenizer(bos_token="<s>", unk_token="?").save_pretrained(tmp_path / "toy")
+    recordings, output = tmp_path / "recordings", tmp_path / "out"
+    recordings.mkdir()
+    name = "sense_and_sensibility_01_0890.flac"
+    shutil.copy(ROOT / "assets" / "audio" / "librivox" / name, recordings)
+    (recordings / "transcripts.json").write_text(json.dumps({name: "HE SURVIVED HIS UNCLE"}), encoding="utf-8")
+    options = ["--model", tmp_path / "model", "--judge", tmp_path / "toy", "--recordings", recordings]
+    options += ["--max-new-tokens", 20, "--seed", 4, "--griffin-lim", "--output-dir", output]
+    command = ["evaluate-generation", *map(str, options)]
+    assert main(command) == 0
+    record = json.loads((output / "generation.json").read_text(encoding="utf-8"))
+    assert capsys.readouterr().out == generation_to_markdown(record) + "\n"
+    [row] = record["rows"]
+    assert (record["model"], record["judge"]["name"], row["seed"]) == ("model", "toy", 4)
+    assert record["sentiment"] == {"not_measured": "no styled corpus was named"}
+    assert row["seconds"] == pytest.approx(soundfile.info(output / "continuations" / name).duration)
+    assert record["recordings"]["original"]["word_error_rate"]["num_words"] == 4
+    assert main([*command, "--num-prompts", "0"]) == 2
+    assert "found 1 recordings in" in capsys.readouterr().err
+    assert main([*command, "--styled-corpus", str(ROOT / "assets" / "audio" / "kokoro")]) == 2
+    assert "no document of the style 'happy' in its split 'test'" in capsys.readouterr().err
