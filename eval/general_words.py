@@ -14,15 +14,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from random import Random
 
 from ..data.pronunciation import hibari_assets
 from ..data.story_language import sample_story
 from ..data.text_items import book_sentences
 from .pseudo_words import PseudoWordGenerator, arpabet_to_key, dictionary_keys, phonemes_to_key, phonemes_to_phones
+from .release_layouts import FREQUENCY_BANDS
 
-BANDS = {"oov": (0, 0), "1-5": (1, 5), "6-20": (6, 20), "21-100": (21, 100), ">100": (101, math.inf)}
-"""Band -> fewest and most occurrences: what sWUGGY's names say. (Its scorer cuts at 5, 20 and 100 from below.)"""
+BANDS = dict(zip(FREQUENCY_BANDS, pairwise((0, *FREQUENCY_BANDS.values())), strict=True))
+"""Band -> fewest occurrences, and the number that they stay below; cut as the ZeroSpeech scorer does."""
 
 REFERENCE_STORIES = 2_000
 REFERENCE_TEXT = f"Austen sentences of the training split and {REFERENCE_STORIES} training stories"
@@ -133,7 +135,7 @@ def sample_word_pairs(rng: Random) -> Iterator[WordPair]:
     phonemes_of, frequencies, trigrams = english_words(), word_frequencies(), PhoneTrigrams()
     generator = PseudoWordGenerator(phonemes_of.values(), real_word_keys())
     waiting = {
-        band: [word for word in phonemes_of if low <= frequencies[word] <= high] for band, (low, high) in BANDS.items()
+        band: [word for word in phonemes_of if low <= frequencies[word] < end] for band, (low, end) in BANDS.items()
     }
     for words in waiting.values():
         rng.shuffle(words)

@@ -4,7 +4,7 @@
 |---|---|---|
 | swuggy | `lexical/dev/*.wav`, `gold.csv` | sLM21 of the ZeroSpeech challenge 2021 (arXiv 2011.11588) |
 | sblimp | `syntactic/dev/*.wav`, `gold.csv` | the same |
-| storycloze | `sSC/`, `tSC/` with `<i>_correct.wav`, `<i>_incorrect.wav` | SpokenStoryCloze (arXiv 2305.13009) |
+| storycloze | `sSC/`, `tSC/`: `<i>_correct.wav`, `<i>_incorrect.wav`, `.txt` | SpokenStoryCloze (arXiv 2305.13009) |
 | salmon | `<part>/sample_<i>_<j>.wav`, `j` 0 the positive | SALMon (arXiv 2409.07437) |
 """
 
@@ -94,7 +94,7 @@ def plan_swuggy(num_pairs: int, seed: int, voices: Sequence[str] | None) -> Rele
                 )
     settings = _LEVEL | {
         "frequency": f"occurrences in: {REFERENCE_TEXT}",
-        "bands": {band: [low, high if high < float("inf") else None] for band, (low, high) in BANDS.items()},
+        "bands": {band: [low, None if end == float("inf") else end] for band, (low, end) in BANDS.items()},
         "pseudo_words": "Wuggy constituents, closest phone trigram log-probability (CMU dictionary)",
     }
     sources = (
@@ -185,22 +185,24 @@ _STORIES: dict[str, Callable] = {"sSC": _same_topic_story, "tSC": _other_topic_s
 
 def plan_storycloze(num_pairs: int, seed: int, voices: Sequence[str] | None) -> ReleasePlan:
     """Stories of four sentences with two endings: of the same topic (sSC) and of another one (tSC); one voice."""
-    items = []
+    items, tables, speakers = [], {}, voices or (VOICE,)
     for part, sample in _STORIES.items():
         rng, seen = Random(f"{part}-{seed}"), set()
         while len(seen) < num_pairs:
             context, right, wrong = sample(rng)
             if context in seen:
                 continue
-            index, voice = len(seen), (voices or (VOICE,))[len(seen) % len(voices or (VOICE,))]
+            index, voice = len(seen), speakers[len(seen) % len(speakers)]
             seen.add(context)
             expect_unseen((*context, right, wrong))
             documents = tuple(plan_document(sentences, voice) for sentences in (context, (right,), (wrong,)))
             files = (f"{part}/{index}_correct.wav", f"{part}/{index}_incorrect.wav")
             record = {"voice": voice, "context": " ".join(context), "positive": right, "negative": wrong}
             items.append(ReleaseItem(f"{part}-{index}", documents, _tell, files, record))
+            for file, ending in zip(files, (right, wrong), strict=True):
+                tables[file.replace(".wav", ".txt")] = " ".join((*context, ending)) + "\n"
     settings = _LEVEL | {"pause_seconds_before_ending": round(sum(PAUSE_SECONDS) / 2, 3)}
-    return ReleasePlan("storycloze", items, {}, settings, (STORY_TEXT,))
+    return ReleasePlan("storycloze", items, tables, settings, (STORY_TEXT,))
 
 
 def plan_salmon(num_pairs: int, seed: int, voices: Sequence[str] | None) -> ReleasePlan:
