@@ -36,12 +36,11 @@ from ..data.story_language import (
 )
 from ..tokenization_tinywave import SpeechStreams
 from .pseudo_words import PseudoWordGenerator, dictionary_keys, phonemes_to_key, phonemes_to_phones
-from .scoring import STREAM_FIELDS
-from .suites import HALVES, Pair, SuiteError, read_suite, write_suite
+from .suite_encoding import encode_pairs, halves_to_columns
+from .suites import Pair, SuiteError, read_suite, write_suite
 
 MINIMUM_PHONES = 3
 SPEAKER_SENTENCES = 12
-MINIMUM_SHARED_SECONDS = 1.0
 _SOURCE = "tinywave.data.story_language"
 _STYLE_NAMES = tuple(STYLES)
 _ROWS_PER_SHARD = 50
@@ -231,55 +230,17 @@ def _is_same_suite(path: Path, ids: list[str], encoder: str) -> bool:
 def _encode_halves(
     name: str, halves: list[tuple[TextItem, ...]], folder: Path, codec: SpeechCodec
 ) -> list[SpeechStreams]:
-    """Streams of every half; the sound that both halves of a pair begin with is encoded once, by itself.
-
-    The encoders look ahead. Without this, a story's context would have slightly other tokens before its right ending
-    than before its wrong one, and their noise would count in the comparison of the endings.
-    """
+    """Streams of every half, in order."""
     audio = {row["id"]: row["audio"]["bytes"] for row in iterate_corpus(folder, columns=("id", "audio"))}
     streams: list[SpeechStreams] = []
     with tqdm(total=len(halves), desc=f"Encoding {name}") as bar:
         for start in range(0, len(halves), 2 * _PAIRS_PER_CHUNK):
             chunk = halves[start : start + 2 * _PAIRS_PER_CHUNK]
             waveforms = [_join([load_audio(audio[document.id], SAMPLING_RATE) for document in half]) for half in chunk]
-            shared = [_shared_start(*pair) for pair in zip(waveforms[::2], waveforms[1::2], strict=True)]
-            encoded = codec.encode(waveforms + [waveform for waveform in shared if waveform is not None])
-            beginnings = iter(encoded[len(waveforms) :])
-            for index, waveform in enumerate(shared):
-                pair = encoded[2 * index : 2 * index + 2]
-                if waveform is not None:
-                    beginning = next(beginnings)
-                    pair = [_begin_with(beginning, len(waveform), half, codec) for half in pair]
-                streams += pair
+            pairs = list(zip(waveforms[::2], waveforms[1::2], strict=True))
+            streams += [half for pair in encode_pairs(pairs, codec, share_beginnings=True) for half in pair]
             bar.update(len(chunk))
     return streams
-
-
-def _begin_with(beginning: SpeechStreams, num_samples: int, half: SpeechStreams, codec: SpeechCodec) -> SpeechStreams:
-    """Streams of a half whose first `num_samples` of sound were encoded by themselves as `beginning`.
-
-    Every unit frame (0.04 s), pitch frame (0.08 s) and style window (1 s) that lies inside this sound is taken from
-    `beginning`; those that straddle its end, and all later ones, are the half's own. Pitch counts from the mean F0 of
-    what was encoded together: inside the beginning from its own mean, after it from the mean of the whole half.
-    """
-    rates = {"units": codec.speech_encoder.frame_rate, "pitch": codec.pitch_rate, "style": codec.style_rate}
-
-    def joined(field: str) -> np.ndarray | None:
-        first, whole = getattr(beginning, field), getattr(half, field)
-        if whole is None:
-            return None
-        inside = min(int(num_samples * rates[field] / SAMPLING_RATE), len(first))
-        return np.concatenate([first[:inside], whole[inside:]])
-
-    return SpeechStreams(*map(joined, STREAM_FIELDS.values()))
-
-
-def _shared_start(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
-    """The sound that two waveforms begin with, or None where it is shorter than a word or two."""
-    length = min(len(first), len(second))
-    differing = np.flatnonzero(first[:length] != second[:length])
-    num_samples = int(differing[0]) if len(differing) else length
-    return first[:num_samples] if num_samples >= MINIMUM_SHARED_SECONDS * SAMPLING_RATE else None
 
 
 def _join(waveforms: list[np.ndarray]) -> np.ndarray:
@@ -292,13 +253,6 @@ def _join(waveforms: list[np.ndarray]) -> np.ndarray:
 def _plan_to_pair(
     id_: str, name: str, plan: PairPlan, positive: SpeechStreams, negative: SpeechStreams, encoder: str
 ) -> Pair:
-    halves = zip(HALVES, (positive, negative), strict=True)
-    streams = {
-        f"{half}_{field}": tuple(values.tolist())
-        for half, speech in halves
-        for field in STREAM_FIELDS.values()
-        if (values := getattr(speech, field)) is not None
-    }
     return Pair(
         id=id_,
         suite=name,
@@ -308,5 +262,5 @@ def _plan_to_pair(
         negative_text=plan.negative_text,
         voice=plan.voice,
         encoder=encoder,
-        **streams,
+        **halves_to_columns(positive, negative),
     )

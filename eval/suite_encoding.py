@@ -1,0 +1,319 @@
+"""Recordings of minimal pairs -> the manifest of their streams, which is all that scoring needs."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..codec_tinywave import SpeechCodec
+from ..data.audio_io import AudioError, load_audio
+from ..tokenization_tinywave import SpeechStreams
+from .readers import AudioPair, AudioSuite, Problem, refuse_problems
+from .results import write_json
+from .scoring import STREAM_FIELDS
+from .suites import HALVES, Pair, read_suite, write_suite
+
+MINIMUM_SHARED_SECONDS = 1.0
+PAIRS_PER_SHARD = 200
+NOT_STATED = "not stated"
+"""Voice and text in the manifest where the release does not tell them."""
+
+
+@dataclass
+class _Encoded:
+    """Pairs in order, and what was left out of them."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def encode_audio_suite(
+    suite: AudioSuite,
+    codec: SpeechCodec,
+    output: str | os.PathLike,
+    *,
+    batch_size: int = 8,
+    share_beginnings: bool = False,
+    strict: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Encodes a released suite into a manifest, or returns the one that is there when it is of the same files.
+
+    Beside the manifest stands a JSON file of the same name with the layout, the counts, and the problems of reading
+    and of encoding. Shards of pairs are kept in a hidden folder until the manifest is whole: a run that was stopped
+    goes on where it was. Files that changed since are encoded again; path, size and time of change tell.
+
+    Args:
+        suite ([`AudioSuite`]): from [`read_audio_suite`]; files of any sampling rate and channel count.
+        codec ([`SpeechCodec`]): the manifest holds all streams that it has an encoder for.
+        output (path): the manifest to write, `.parquet`.
+        batch_size (`int`, defaults to 8): pairs that are read at once, and sequences of a forward pass.
+        share_beginnings (`bool`, defaults to False): see [`encode_pairs`]. Releases are scored with whole halves.
+        strict (`bool`, defaults to False): refuse a file that cannot be decoded or gives no unit, instead of leaving
+            its pair out and reporting it.
+        progress (`bool`, defaults to True): show a progress bar.
+
+    Returns:
+        `Path` of the manifest.
+
+    Raises:
+        SuiteError: no pair is left, or with `strict` a file that cannot be used.
+    """
+    output = Path(output)
+    shards, record_path = output.with_name(f".{output.name}.partial"), output.with_suffix(".json")
+    rules = {"suite": suite.name, "layout": suite.layout}
+    rules |= {"encoder": codec.fingerprint(), "share_beginnings": share_beginnings}
+    header = rules | {"files": _digest(suite.pairs, rules)}
+    encoded = _read_finished(output, record_path, header)
+    if encoded is None:
+        encode = partial(
+            _encode_chunk,
+            codec=codec,
+            encoder=rules["encoder"],
+            share_beginnings=share_beginnings,
+            batch_size=batch_size,
+        )
+        with tqdm(total=len(suite.pairs), desc=f"Encoding {suite.name}", unit="pair", disable=not progress) as bar:
+            encoded = _encode_shards(suite, shards, rules, encode, batch_size, strict, bar)
+        if not encoded.pairs:
+            refuse_problems(suite.name, encoded.problems)
+        # A record never stands beside a manifest that it is not of.
+        record_path.unlink(missing_ok=True)
+        write_suite(encoded.pairs, output)
+    elif strict and encoded.problems:
+        refuse_problems(suite.name, encoded.problems)
+    write_json(header | _to_record(suite, encoded), record_path)
+    shutil.rmtree(shards, ignore_errors=True)
+    if num_problems := len(suite.problems) + len(encoded.problems):
+        print(f"{output}: {len(encoded.pairs)} pairs, {num_problems} problems, listed in {record_path.name}")
+    return output
+
+
+def _digest(pairs: Sequence[AudioPair], rules: Mapping) -> str:
+    """Hexadecimal digits that change with the pairs, with their files, and with how they are encoded."""
+    digest = hashlib.sha256(repr(sorted(rules.items())).encode())
+    for pair in pairs:
+        files = [(str(path.absolute()), _state_of(path)) for path in (pair.positive, pair.negative)]
+        labels = (pair.id, pair.part, pair.group, pair.voice, pair.positive_text, pair.negative_text)
+        digest.update(repr((labels, files)).encode())
+    return digest.hexdigest()[:32]
+
+
+def _state_of(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
+
+
+def _to_record(suite: AudioSuite, encoded: _Encoded) -> dict:
+    problems = [
+        {"stage": stage, "name": problem.name, "reason": problem.reason}
+        for stage, found in (("reading", suite.problems), ("encoding", encoded.problems))
+        for problem in found
+    ]
+    return {
+        "num_pairs": len(encoded.pairs),
+        "num_pairs_by_part": dict(sorted(Counter(pair.phenomenon for pair in encoded.pairs).items())),
+        "num_problems": len(problems),
+        "problems": problems,
+    }
+
+
+def _read_finished(output: Path, record_path: Path, header: Mapping) -> _Encoded | None:
+    try:
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or any(record.get(key) != value for key, value in header.items()):
+            return None
+        problems = [Problem(row["name"], row["reason"]) for row in record["problems"] if row["stage"] == "encoding"]
+        return _Encoded(read_suite(output), problems)
+    except (OSError, ValueError):
+        return None
+
+
+def _encode_shards(
+    suite: AudioSuite, folder: Path, rules: Mapping, encode: Callable, batch_size: int, strict: bool, bar: tqdm
+) -> _Encoded:
+    """All pairs, those of finished shards from the folder; a new shard is written as soon as it is whole."""
+    encoded = _Encoded()
+    for start in range(0, len(suite.pairs), PAIRS_PER_SHARD):
+        pairs = suite.pairs[start : start + PAIRS_PER_SHARD]
+        path = folder / f"{_digest(pairs, rules)}.parquet"
+        shard = _read_shard(path)
+        if shard is not None:
+            bar.update(len(pairs))
+        else:
+            shard = _Encoded()
+            for first in range(0, len(pairs), batch_size):
+                chunk = encode(pairs[first : first + batch_size])
+                if strict and chunk.problems:
+                    refuse_problems(suite.name, chunk.problems)
+                _append(shard, chunk)
+                bar.update(len(pairs[first : first + batch_size]))
+            _write_shard(shard, path)
+        if strict and shard.problems:
+            refuse_problems(suite.name, shard.problems)
+        _append(encoded, shard)
+    return encoded
+
+
+def _append(encoded: _Encoded, more: _Encoded) -> None:
+    encoded.pairs += more.pairs
+    encoded.problems += more.problems
+
+
+def _write_shard(shard: _Encoded, path: Path) -> None:
+    """Writes the pairs, and then the list of problems, with which a shard is whole."""
+    if shard.pairs:
+        write_suite(shard.pairs, path)
+    problems = [[problem.name, problem.reason] for problem in shard.problems]
+    write_json({"num_pairs": len(shard.pairs), "problems": problems}, path.with_suffix(".json"))
+
+
+def _read_shard(path: Path) -> _Encoded | None:
+    try:
+        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        problems = [Problem(*row) for row in record["problems"]]
+        return _Encoded(read_suite(path) if record["num_pairs"] else [], problems)
+    except (OSError, ValueError):
+        return None
+
+
+def _encode_chunk(
+    pairs: Sequence[AudioPair], *, codec: SpeechCodec, encoder: str, share_beginnings: bool, batch_size: int
+) -> _Encoded:
+    problems: list[Problem] = []
+    usable: dict[AudioPair, tuple[np.ndarray, np.ndarray]] = {}
+    for pair in pairs:
+        try:
+            positive, negative = (load_audio(path, codec.input_sampling_rate) for path in _files_of(pair))
+            usable[pair] = positive, negative
+        except AudioError as error:
+            problems.append(Problem(pair.id, str(error)))
+    encode = partial(encode_pairs, codec=codec, share_beginnings=share_beginnings, batch_size=batch_size)
+    try:
+        speech = encode(list(usable.values()))
+    except ValueError:
+        # One of them is refused; the others of the chunk go on without it.
+        for pair in list(usable):
+            if reason := _refusal(pair, usable[pair], codec):
+                problems.append(Problem(pair.id, reason))
+                del usable[pair]
+        speech = encode(list(usable.values()))
+    encoded = _Encoded(problems=problems)
+    for pair, halves in zip(usable, speech, strict=True):
+        empty = [str(path) for path, half in zip(_files_of(pair), halves, strict=True) if not len(half.units)]
+        if empty:
+            problems.append(Problem(pair.id, f"{' and '.join(empty)}: no unit comes out; expected speech"))
+        else:
+            encoded.pairs.append(_to_manifest_pair(pair, halves, encoder))
+    return encoded
+
+
+def _files_of(pair: AudioPair) -> tuple[Path, Path]:
+    return pair.positive, pair.negative
+
+
+def _refusal(pair: AudioPair, halves: tuple[np.ndarray, np.ndarray], codec: SpeechCodec) -> str | None:
+    """Which file the codec refuses, and why."""
+    for path, waveform in zip(_files_of(pair), halves, strict=True):
+        try:
+            codec.encode([waveform])
+        except ValueError as error:
+            return f"{path}: {error}"
+    return None
+
+
+def _to_manifest_pair(pair: AudioPair, halves: tuple[SpeechStreams, SpeechStreams], encoder: str) -> Pair:
+    return Pair(
+        id=pair.id,
+        suite=pair.suite,
+        phenomenon=pair.part,
+        group=pair.group,
+        positive_text=pair.positive_text or NOT_STATED,
+        negative_text=pair.negative_text or NOT_STATED,
+        voice=pair.voice or NOT_STATED,
+        encoder=encoder,
+        **halves_to_columns(*halves),
+    )
+
+
+def halves_to_columns(positive: SpeechStreams, negative: SpeechStreams) -> dict[str, tuple[int, ...]]:
+    """Streams of both halves -> the fields of a [`Pair`] that hold them, such as `positive_units`."""
+    return {
+        f"{half}_{name}": tuple(values.tolist())
+        for half, speech in zip(HALVES, (positive, negative), strict=True)
+        for name in STREAM_FIELDS.values()
+        if (values := getattr(speech, name)) is not None
+    }
+
+
+def encode_pairs(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    codec: SpeechCodec,
+    *,
+    share_beginnings: bool,
+    batch_size: int = 1,
+) -> list[tuple[SpeechStreams, SpeechStreams]]:
+    """Streams of both halves of every pair.
+
+    Args:
+        pairs: waveforms of shape `(samples,)` at `codec.input_sampling_rate`, the positive half first.
+        codec ([`SpeechCodec`]): makes the streams.
+        share_beginnings (`bool`): encode the sound that both halves begin with, where it lasts a second or more, once
+            and by itself. The encoders look ahead: otherwise a story's context has slightly other tokens before its
+            right ending than before its wrong one, and their noise counts in the comparison of the endings.
+        batch_size (`int`, defaults to 1): of the speech encoder.
+
+    Raises `ValueError` for a waveform that the codec refuses.
+    """
+    if not pairs:
+        return []
+    shared = [_shared_start(*pair, codec.input_sampling_rate) if share_beginnings else None for pair in pairs]
+    waveforms = [waveform for pair in pairs for waveform in pair]
+    encoded = codec.encode(waveforms + [waveform for waveform in shared if waveform is not None], batch_size)
+    beginnings = iter(encoded[len(waveforms) :])
+    speech = []
+    for index, waveform in enumerate(shared):
+        positive, negative = encoded[2 * index : 2 * index + 2]
+        if waveform is not None:
+            beginning = next(beginnings)
+            positive, negative = (_begin_with(beginning, len(waveform), half, codec) for half in (positive, negative))
+        speech.append((positive, negative))
+    return speech
+
+
+def _begin_with(beginning: SpeechStreams, num_samples: int, half: SpeechStreams, codec: SpeechCodec) -> SpeechStreams:
+    """Streams of a half whose first `num_samples` of sound were encoded by themselves as `beginning`.
+
+    Every unit frame (0.04 s), pitch frame (0.08 s) and style window (1 s) that lies inside this sound is taken from
+    `beginning`; those that straddle its end, and all later ones, are the half's own. Pitch counts from the mean F0 of
+    what was encoded together: inside the beginning from its own mean, after it from the mean of the whole half.
+    """
+    rates = {"units": codec.speech_encoder.frame_rate, "pitch": codec.pitch_rate, "style": codec.style_rate}
+
+    def joined(field: str) -> np.ndarray | None:
+        first, whole = getattr(beginning, field), getattr(half, field)
+        if whole is None:
+            return None
+        inside = min(int(num_samples * rates[field] / codec.input_sampling_rate), len(first))
+        return np.concatenate([first[:inside], whole[inside:]])
+
+    return SpeechStreams(*map(joined, STREAM_FIELDS.values()))
+
+
+def _shared_start(first: np.ndarray, second: np.ndarray, sampling_rate: int) -> np.ndarray | None:
+    """The sound that two waveforms begin with, or None where it is shorter than a word or two."""
+    length = min(len(first), len(second))
+    differing = np.flatnonzero(first[:length] != second[:length])
+    num_samples = int(differing[0]) if len(differing) else length
+    return first[:num_samples] if num_samples >= MINIMUM_SHARED_SECONDS * sampling_rate else None
