@@ -41,6 +41,7 @@ VERBS = {
     "decode": "turn speech units into a recording",
     "generate": "continue a recording, a text, or both",
     "export": "write a model for fast generation on a CPU: 8-bit weights, or a GGUF file for llama.cpp",
+    "demo": "serve a page to speak to the models, on this computer",
     "convert": "convert a published checkpoint into TinyWave folders",
     "publish": "make a complete model repository, check it, and upload it to the Hub",
     "rebuild": "rebuild every shipped artefact from nothing",
