@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
 from tinywave.configuration_tinywave import TinyWaveConfig
@@ -15,12 +15,12 @@ from tinywave.eval.scoring import (
     PerplexityResult,
     ScoringError,
     SequenceScore,
-    SpeechSequenceFormat,
     pair_credit,
     score_perplexity,
     score_sequences,
     speech_to_sequences,
 )
+from tinywave.eval.sequence_formats import SpeechSequenceFormat, UnitSequenceFormat
 from tinywave.tokenization_tinywave import SpeechStreams, ids_to_streams
 
 UNITS = range(8, 40)
@@ -105,6 +105,94 @@ def test_first_scored_splits_the_log_likelihood(llama, sequences):
     [rest] = score_sequences(llama, [sequence], scored_ids=UNITS, first_scored=30)
     assert start.num_tokens + rest.num_tokens == whole.num_tokens
     assert start.log_likelihood + rest.log_likelihood == pytest.approx(whole.log_likelihood, abs=1e-4)
+
+
+@torch.no_grad()
+def test_left_padding_gives_the_same_scores(llama, sequences):
+    llama.eval()
+    length = max(map(len, sequences))
+    ids = torch.tensor([[0] * (length - len(sequence)) + sequence for sequence in sequences])
+    mask = torch.tensor([[0] * (length - len(sequence)) + [1] * len(sequence) for sequence in sequences])
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    logits = llama(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, :-1].double()
+    log_probabilities = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+    is_unit = (ids[:, 1:] >= UNITS.start) & (ids[:, 1:] < UNITS.stop) & mask[:, 1:].bool()
+    expected = torch.where(is_unit, log_probabilities, 0).sum(1) / is_unit.sum(1)
+    for batch_size in (1, 8):
+        scores = score_sequences(llama, sequences, scored_ids=UNITS, batch_size=batch_size)
+        assert [score.num_tokens for score in scores] == is_unit.sum(1).tolist()
+        for score, mean in zip(scores, expected.tolist(), strict=True):
+            assert abs(score.mean_log_likelihood - mean) < 1e-5
+
+
+def test_order_of_the_sequences_changes_nothing(llama, sequences):
+    scores = score_sequences(llama, sequences, scored_ids=UNITS, batch_size=4)
+    assert score_sequences(llama, sequences[::-1], scored_ids=UNITS, batch_size=4) == scores[::-1]
+
+
+def test_spans_are_scored_without_another_forward_pass(llama, sequences):
+    sequence, rows = sequences[1], []
+    hook = llama.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    try:
+        scores = score_sequences(
+            llama, [sequence] * 4, scored_ids=UNITS, first_scored=[1, 20, 30, 40], last_scored=[19, 29, 39, 500]
+        )
+    finally:
+        hook.remove()
+    assert rows == [(1, len(sequence))]
+    assert [score.num_tokens for score in scores] == [18, 10, 10, len(sequence) - 40]
+    [whole] = score_sequences(llama, [sequence], scored_ids=UNITS)
+    assert sum(score.log_likelihood for score in scores) == pytest.approx(whole.log_likelihood, abs=1e-5)
+    [until] = score_sequences(llama, [sequence], scored_ids=UNITS, first_scored=20, last_scored=29)
+    assert until == scores[1]
+
+
+def test_spans_that_hold_nothing_are_refused(llama):
+    with pytest.raises(ScoringError, match="Sequence 1 of 4 ids holds no target.* at positions 4 to 3"):
+        score_sequences(llama, [[1, 9, 9, 9]] * 2, scored_ids=UNITS, first_scored=[1, 4])
+    with pytest.raises(ValueError, match="Found 1 first_scored and 2 last_scored for 2 sequences"):
+        score_sequences(llama, [[1, 9]] * 2, scored_ids=UNITS, first_scored=[1])
+
+
+def test_plain_llama_scores_as_the_model_of_the_same_weights():
+    torch.manual_seed(0)
+    small = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "initializer_range": 0.4}
+    known = LlamaForCausalLM(TinyWaveConfig.from_preset("nano-student", **small))
+    plain = LlamaForCausalLM(LlamaConfig(**{
+        name: value for name, value in known.config.to_dict().items() if name in LlamaConfig().to_dict()
+    }))  # fmt: skip
+    plain.load_state_dict(known.state_dict())
+    formats = (
+        SpeechSequenceFormat(known.config, eos=True),
+        UnitSequenceFormat(range(512, 1012), bos_token_id=1, marker_id=511, eos_token_id=2),
+    )
+    generator = np.random.default_rng(0)
+    speech = {f"Clip {length}": generator.integers(500, size=length).tolist() for length in (3, 20, 11)}
+    both = []
+    for model, form in zip((known, plain), formats, strict=True):
+        sequences = list(speech_to_sequences(speech, form).values())
+        both.append(score_sequences(model, sequences, scored_ids=form.scored_ids))
+        both.append(score_perplexity(model, list(speech.values()), sequence_format=form))
+    assert not hasattr(plain.config, "stream_ranges")
+    assert both[:2] == both[2:]
+
+
+@pytest.mark.parametrize("eos", [None, 1])
+def test_opt_in_the_layout_of_slamkit(eos):
+    torch.manual_seed(0)
+    model = OPTForCausalLM(OPTConfig(
+        vocab_size=42, hidden_size=16, ffn_dim=24, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=16,
+        max_position_embeddings=64, init_std=0.5, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+    ))  # fmt: skip
+    form = UnitSequenceFormat(range(2, 42), bos_token_id=1, eos_token_id=eos)
+    generator = np.random.default_rng(0)
+    sequences = [form.speech_to_sequence(generator.integers(40, size=length)) for length in (9, 4, 17)]
+    for sequence, score in zip(sequences, score_sequences(model, sequences, scored_ids=form.scored_ids), strict=True):
+        total, count = token_by_token(model, sequence, form.scored_ids)
+        assert score.num_tokens == count == len(sequence) - 1
+        assert score.log_likelihood == pytest.approx(total, abs=1e-4)
 
 
 def test_modes_of_all_modules_are_restored(llama, sequences):

@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from tinywave.configuration_tinywave import TinyWaveConfig
-from tinywave.eval.scoring import ScoringError, SpeechSequenceFormat, pair_credit, score_sequences
+from tinywave.eval.scoring import ScoringError, pair_credit, score_sequences
+from tinywave.eval.sequence_formats import SpeechSequenceFormat
 from tinywave.eval.statistics import bootstrap_mean_interval, standard_error
 from tinywave.eval.suites import PROSODY_COLUMNS, Pair, SuiteError, evaluate_suite, read_suite, write_suite
 from tinywave.tokenization_tinywave import deduplicate, streams_to_ids
@@ -209,6 +210,68 @@ def test_convention_is_recorded(model, pairs):
     assert convention["sequence"]["deduplicated_streams"] == convention["sequence"]["scored_streams"] == ["unit"]
     assert convention["sequence"]["prefix_ids"] == [1, 511]
     assert convention["normalisation"] == "mean" and convention["encoder"] == "0123456789abcdef"
+
+
+def test_eos_is_a_target_where_the_format_has_it(model, pairs):
+    form = SpeechSequenceFormat(model.config, eos=True)
+    closed, plain = evaluate_suite(model, pairs, sequence_format=form), evaluate_suite(model, pairs)
+    assert closed.convention["targets"] == "tokens of the scored streams and EOS; BOS and markers are not scored"
+    assert closed.convention["sequence"]["closing_ids"] == [2]
+    for with_eos, without in zip(closed.rows, plain.rows, strict=True):
+        assert with_eos["positive_num_tokens"] == without["positive_num_tokens"] + 1
+        assert with_eos["positive_log_likelihood"] < without["positive_log_likelihood"]
+
+
+def test_permuting_the_pairs_changes_nothing(model, pairs):
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(3)).tolist()
+    result, permuted = evaluate_suite(model, pairs), evaluate_suite(model, [pairs[index] for index in order])
+    assert permuted.rows == [result.rows[index] for index in order]
+    assert permuted.accuracy == result.accuracy
+
+
+@pytest.mark.parametrize("normalisation", ["mean", "sum", "local", "pmi"])
+def test_a_random_model_is_at_chance_on_random_pairs(model, normalisation):
+    generator = torch.Generator().manual_seed(0)
+    halves = torch.randint(500, (150, 2, 12), generator=generator).tolist()
+    pairs = [make_pair(index, [7, *positive], [7, *negative]) for index, (positive, negative) in enumerate(halves)]
+    result = evaluate_suite(model, pairs, normalisation=normalisation, batch_size=50)
+    assert result.ci95[0] <= 0.5 <= result.ci95[1]
+    assert result.ci95[1] - result.ci95[0] < 0.2
+
+
+def successor_pairs(count, generator):
+    """Pairs of a grammar in which unit n is followed by n + 1 or n + 3 (of 20); the other half breaks it once."""
+    pairs = []
+    for index in range(count):
+        steps = torch.tensor([1, 3])[torch.randint(2, (14,), generator=generator)]
+        place, wrong = (torch.randint(high, (1,), generator=generator).item() for high in (14, 5))
+        broken = steps.clone()
+        broken[place] = 6 + 2 * wrong
+        start = torch.randint(20, (1,), generator=generator)
+        halves = [torch.cat([start, start + steps.cumsum(0)]) % 20 for steps in (steps, broken)]
+        pairs.append(make_pair(index, *(half.tolist() for half in halves)))
+    return pairs
+
+
+def test_a_model_trained_on_half_of_the_positives_beats_chance_on_the_other_half():
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(TinyWaveConfig.from_preset("nano-student", **TINY))
+    pairs = successor_pairs(240, torch.Generator().manual_seed(0))
+    seen, unseen = pairs[:120], pairs[120:]
+    assert not {pair.positive_units for pair in seen} & {pair.positive_units for pair in unseen}
+    before = evaluate_suite(model, unseen, batch_size=40)
+    form = SpeechSequenceFormat(model.config)
+    ids = torch.tensor([form.speech_to_sequence(pair.half("positive")) for pair in seen])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(40):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = {name: evaluate_suite(model, unseen, normalisation=name, batch_size=40) for name in ("mean", "local")}
+    assert before.accuracy < 0.7
+    # Both ways of going on are as likely as each other, the break is not: a model of the grammar finds every one.
+    assert after["mean"].accuracy > 0.9 and after["mean"].ci95[0] > 0.8
+    assert after["local"].accuracy > 0.9
 
 
 def test_rows_are_written(model, pairs, tmp_path):
