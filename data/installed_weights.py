@@ -20,7 +20,7 @@ def find_installed_weights(package: str, version: str, file: str, sha256: str, p
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
-            f"{purpose} needs the weights of {package}; run: {command} (its dependency torchaudio is not needed)"
+            f"{purpose} needs the weights of {package}; run: {command} (its dependencies are not needed)"
         )
     path = Path(spec.origin).parent / file
     found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
