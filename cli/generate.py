@@ -1,16 +1,22 @@
 """`tinywave generate prompt.wav continuation.wav --model outputs/quickstart/student`"""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from tqdm.auto import tqdm
 from transformers.trainer_utils import set_seed
 
 from ..codec_tinywave import SpeechCodec
-from ..data.audio_io import load_audio, write_audio
+from ..data.audio_io import AudioError, load_audio, write_audio
 from ..generation_tinywave import OUTPUT_MODALITIES
 from ..pipeline_tinywave import GeneratedSegment, TinyWavePipeline
 from .loading import add_codec_arguments, load_language_model, open_codec
 from .shipped import TEACHER
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+EXIT_FAILED = 2
 
 
 def add_arguments(parser):
@@ -21,6 +27,11 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--output-modality", choices=OUTPUT_MODALITIES, default="speech", help="what comes out; text is printed"
+    )
+    parser.add_argument("--input-dir", help="continue every recording of this folder, several at once")
+    parser.add_argument("--output-dir", help="folder of the continuations of --input-dir, as .wav of the same names")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="recordings of --input-dir that are continued at once"
     )
     parser.add_argument("--model", default=str(TEACHER), help="folder of the language model")
     add_codec_arguments(parser)
@@ -35,14 +46,15 @@ def add_arguments(parser):
 def run(arguments) -> int:
     """Continue a recording, a text or both; print new text, write new speech and print its path."""
     sampling = sampling_options(arguments)
+    if arguments.input_dir is not None:
+        return continue_folder(arguments, sampling)
     prompt, output = choose_files(arguments)
     conversation = [] if prompt is None else [("speech", load_audio(prompt))]
     if arguments.text is not None:
         conversation.append(("text", arguments.text))
-    model, processor = load_language_model(arguments.model)
-    codec = open_codec(arguments, model.config.stream_ranges())
+    pipeline = open_pipeline(arguments)
+    codec = pipeline.codec
     set_seed(arguments.seed)
-    pipeline = TinyWavePipeline(model, processor, codec)
     segments = pipeline(conversation, output_modality=arguments.output_modality, **sampling)
     if not segments:
         raise ValueError(f"the model ends right after {prompt or 'the text'}; try another --seed or a shorter prompt")
@@ -51,6 +63,69 @@ def run(arguments) -> int:
         write_speech(segments, codec, output, prompt if arguments.with_prompt else None)
         print(output)
     return 0
+
+
+def open_pipeline(arguments) -> TinyWavePipeline:
+    """The language model that the arguments name, with a codec of its streams."""
+    model, processor = load_language_model(arguments.model)
+    return TinyWavePipeline(model, processor, open_codec(arguments, model.config.stream_ranges()))
+
+
+def continue_folder(arguments, sampling: dict) -> int:
+    """Continue every recording of a folder that has no continuation yet, in batches of similar length.
+
+    What cannot be continued is named at the end, and makes the exit code that of a failure.
+    """
+    paths, output = choose_folders(arguments)
+    waveforms, problems = {}, {}
+    for path in paths:
+        try:
+            waveforms[path] = load_audio(path)
+        except AudioError as error:
+            problems[path] = str(error)
+    pending = sorted(
+        (path for path in waveforms if not _target(path, output).is_file()), key=lambda p: len(waveforms[p])
+    )
+    if pending:
+        pipeline = open_pipeline(arguments)
+        set_seed(arguments.seed)
+        batches = [
+            pending[start : start + arguments.batch_size] for start in range(0, len(pending), arguments.batch_size)
+        ]
+        for batch in tqdm(batches, unit="batch", desc="Continuing"):
+            conversations = [[("speech", waveforms[path])] for path in batch]
+            for path, segments in zip(batch, pipeline(conversations, **sampling), strict=True):
+                if segments:
+                    prompt = str(path) if arguments.with_prompt else None
+                    write_speech(segments, pipeline.codec, str(_target(path, output)), prompt)
+                else:
+                    problems[path] = "the model ends right after it; try another --seed"
+    for path, problem in problems.items():
+        print(f"{path}: {problem}", file=sys.stderr)
+    print(output)
+    return EXIT_FAILED if problems else 0
+
+
+def choose_folders(arguments) -> tuple[list[Path], Path]:
+    """The recordings of --input-dir and the folder of their continuations.
+
+    Raises `ValueError` without recordings, without --output-dir, and beside what continues a single recording.
+    """
+    single = {"a prompt": arguments.prompt, "--text": arguments.text}
+    if found := [name for name, value in single.items() if value is not None]:
+        raise ValueError(f"found {found[0]} beside --input-dir, which continues the recordings of a folder")
+    if arguments.output_dir is None or arguments.output_modality != "speech" or arguments.batch_size < 1:
+        raise ValueError("--input-dir needs --output-dir, speech as output and a --batch-size of 1 or more")
+    paths = sorted(path for path in Path(arguments.input_dir).iterdir() if path.suffix.lower() in AUDIO_SUFFIXES)
+    if not paths:
+        raise ValueError(f"{arguments.input_dir} holds no recording ({', '.join(AUDIO_SUFFIXES)})")
+    output = Path(arguments.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    return paths, output
+
+
+def _target(path: Path, output: Path) -> Path:
+    return output / f"{path.stem}.wav"
 
 
 def choose_files(arguments) -> tuple[str | None, str | None]:

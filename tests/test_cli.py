@@ -15,6 +15,7 @@ import soundfile
 import torch
 
 from tinywave.cli import main as command_line
+from tinywave.data.audio_io import load_audio, write_audio
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "cli"
@@ -340,6 +341,33 @@ def test_a_recording_is_continued(recording, generate):
     assert len(other) != len(first) or not np.array_equal(other, first)
     with_prompt = generate(recording, "--seed", "1", "--with-prompt", output="whole.wav")
     np.testing.assert_array_equal(with_prompt[24_000:], first)
+
+
+def test_a_folder_is_continued_in_batches_and_resumed(recording, codec, language_model, tmp_path, capsys):
+    prompts, output = tmp_path / "prompts", tmp_path / "continued"
+    prompts.mkdir()
+    for index in range(3):
+        waveform = load_audio(recording)[: 6_000 + 2_000 * index]
+        write_audio(prompts / f"{index}.wav", waveform, 16_000)
+    (prompts / "broken.wav").write_bytes(b"no audio")
+    (prompts / "notes.txt").write_text("not a recording")
+    options = ["--model", str(language_model), "--codec", str(codec), "--griffin-lim", "--max-new-tokens", "8"]
+    command = ["generate", "--input-dir", str(prompts), "--output-dir", str(output), "--batch-size", "2", *options]
+    assert command_line.main(command) == 2, "one of the recordings cannot be read"
+    assert "broken.wav" in capsys.readouterr().err
+    assert sorted(path.name for path in output.iterdir()) == ["0.wav", "1.wav", "2.wav"]
+    written = {path.name: path.read_bytes() for path in output.iterdir()}
+    (prompts / "broken.wav").unlink()
+    (output / "1.wav").unlink()
+    assert command_line.main(command) == 0
+    again = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert again.keys() == written.keys() and again["0.wav"] == written["0.wav"]
+    assert len(load_audio(output / "1.wav")) > 0
+    assert command_line.main(["generate", str(recording), *command[1:]]) == 2
+    assert "found a prompt beside --input-dir" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert command_line.main(["generate", "--input-dir", str(tmp_path / "empty"), "--output-dir", str(output)]) == 2
+    assert "holds no recording" in capsys.readouterr().err
 
 
 def test_text_is_continued_in_speech(recording, generate, tmp_path, capsys):
