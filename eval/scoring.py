@@ -23,8 +23,8 @@ from .shared_prefixes import PrefixTree, batch_trees, reads_trees, tree_inputs
 VOCABULARIES = ("full", "scored")
 NORMALISATIONS = ("mean", "sum")
 
-# Nodes of a tree of prefixes: attention costs the square of it.
-_NODES_PER_TREE = 512
+# Up to this size the projections of a layer cost more than its attention.
+_NODES_PER_TREE = 256
 # Positions turned into float64 log-probabilities at once; bounds memory for large vocabularies.
 _POSITIONS_PER_CHUNK = 1024
 

@@ -73,13 +73,14 @@ def batch_trees(sequences: Iterable[tuple[int, ...]], batch_size: int, max_nodes
     Args:
         sequences: different from each other.
         batch_size (`int`): most sequences of a batch.
-        max_nodes (`int`): most nodes of a tree of several sequences; 0 gives every sequence a tree of its own.
+        max_nodes (`int`): a tree grows up to so many nodes, and beyond where attention, which costs their square,
+            costs no more than it does for separate sequences; 0 gives every sequence a tree of its own.
     """
     trees: list[PrefixTree] = []
     last: tuple[int, ...] = ()
     for sequence in sorted(sequences):
         num_shared = num_shared_tokens(last, sequence)
-        if not trees or len(trees[-1].paths) == batch_size or _grown(trees[-1], sequence, num_shared) > max_nodes:
+        if not trees or len(trees[-1].paths) == batch_size or not _fits(trees[-1], sequence, num_shared, max_nodes):
             trees.append(PrefixTree())
             num_shared = 0
         trees[-1].add(sequence, num_shared)
@@ -95,8 +96,10 @@ def batch_trees(sequences: Iterable[tuple[int, ...]], batch_size: int, max_nodes
     return batches
 
 
-def _grown(tree: PrefixTree, sequence: tuple[int, ...], num_shared: int) -> int:
-    return len(tree.tokens) + len(sequence) - num_shared
+def _fits(tree: PrefixTree, sequence: tuple[int, ...], num_shared: int, max_nodes: int) -> bool:
+    nodes = len(tree.tokens)
+    grown = nodes + len(sequence) - num_shared
+    return max_nodes > 0 and (grown <= max_nodes or grown**2 <= nodes**2 + len(sequence) ** 2)
 
 
 def num_shared_tokens(first: Sequence[int], second: Sequence[int]) -> int:

@@ -69,13 +69,22 @@ def test_batches_hold_every_sequence_within_the_limits_whatever_the_order():
     for tree in trees:
         for sequence, path in tree.paths.items():
             assert tuple(tree.tokens[node] for node in path) == sequence
-        assert len(tree.tokens) <= 40
+        assert len(tree.tokens) ** 2 <= 40**2 + sum(len(sequence) ** 2 for sequence in tree.paths)
     assert all(sum(len(tree.paths) for tree in batch) <= 4 for batch in batches)
     assert sum(len(tree.tokens) for tree in trees) < sum(map(len, sequences))
     assert batch_trees(sequences[::-1], batch_size=4, max_nodes=40) == batches
     alone = [tree for batch in batch_trees(sequences, 4, max_nodes=0) for tree in batch]
     assert len(alone) == len(sequences)
     assert [len(tree.tokens) for tree in alone] == sorted(map(len, sequences), reverse=True)
+
+
+def test_a_tree_grows_beyond_the_limit_where_attention_gets_no_dearer():
+    # Twice 100 tokens cost 2 * 100^2. With 90 or 60 tokens alike, 110 or 140 nodes cost less; 150 nodes cost more.
+    stem = range(1, 101)
+    for num_shared, num_trees in ((90, 1), (60, 1), (50, 2)):
+        other = (*stem[:num_shared], *range(200, 300 - num_shared))
+        batches = batch_trees([tuple(stem), other], batch_size=2, max_nodes=10)
+        assert sum(map(len, batches)) == num_trees
 
 
 def test_inputs_of_rows_of_one_sequence_are_padded():
