@@ -15,7 +15,8 @@ from torch import nn
 from ..tokenization_tinywave import SpeechStreams
 from .results import write_json
 from .results_table import check_markers, format_accuracy, suite_to_label, write_between_markers
-from .scoring import SpeechSequenceFormat, score_perplexity
+from .scoring import score_perplexity
+from .sequence_formats import SpeechSequenceFormat
 from .statistics import bootstrap_sums, percentile_interval
 from .suites import evaluate_suite
 

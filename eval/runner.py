@@ -10,7 +10,8 @@ from torch import nn
 
 from ..tokenization_tinywave import SpeechStreams
 from .results import STUDENT, TEACHER
-from .scoring import PerplexityResult, SpeechSequenceFormat, score_perplexity
+from .scoring import PerplexityResult, score_perplexity
+from .sequence_formats import SpeechSequenceFormat
 from .statistics import compare_accuracy, compare_perplexity, holm, mcnemar_exact, mean_retention, retention
 from .suites import SuiteResult, evaluate_suite
 

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..tokenization_tinywave import SpeechStreams
-from .sequence_formats import STREAM_FIELDS, SequenceFormat, SpeechSequenceFormat  # noqa: F401
+from .sequence_formats import SequenceFormat
 from .shared_prefixes import PrefixTree, batch_trees, reads_trees, tree_inputs
 
 VOCABULARIES = ("full", "scored")
@@ -219,7 +219,8 @@ def _node_log_probabilities(
     model: nn.Module, trees: list[PrefixTree], nodes: list[tuple[int, int]], restrict_to: list[int] | None
 ) -> np.ndarray:
     """log p of some nodes, given as (row, node), after their ancestors; float64 of shape `(nodes,)`."""
-    parameter = next(model.parameters())
+    # Integer parameters are the packed weights of a quantized model.
+    parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     inputs = tree_inputs(trees, parameter.dtype, parameter.device)
     contexts = [(row, trees[row].parents[node]) for row, node in nodes]
     # Siblings share their context, and so one row of logits.

@@ -18,7 +18,7 @@ from ..data.audio_io import AudioError, load_audio
 from ..tokenization_tinywave import SpeechStreams
 from .readers import AudioPair, AudioSuite, Problem, refuse_problems
 from .results import write_json
-from .scoring import STREAM_FIELDS
+from .sequence_formats import STREAM_FIELDS
 from .suites import HALVES, Pair, read_suite, write_suite
 
 MINIMUM_SHARED_SECONDS = 1.0

@@ -24,7 +24,7 @@ from .codec_measures import is_measured, measured_ratio, not_measured
 from .codec_quality import timed_phones_to_frames, unit_purity
 from .codec_table import format_number, format_share
 from .resynthesis import SpokenText, evaluate_resynthesis
-from .scoring import STREAM_FIELDS
+from .sequence_formats import STREAM_FIELDS
 from .statistics import NUM_RESAMPLES
 
 REPEATING_STREAMS = ("unit", "pitch")

@@ -22,7 +22,7 @@ from transformers import (
 from tinywave.cli.main import main
 from tinywave.convert.conversion import ConversionRun, ConvertOptions
 from tinywave.convert.slamkit_unit_lm import backbone_to_llama, plan
-from tinywave.eval.scoring import SpeechSequenceFormat
+from tinywave.eval.sequence_formats import SpeechSequenceFormat
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -14,7 +14,8 @@ from transformers import EarlyStoppingCallback, LlamaForCausalLM, Trainer, Train
 from tinywave.configuration_tinywave import TinyWaveConfig
 from tinywave.distill_trainer import DistillationTrainer
 from tinywave.eval.evaluation_callback import SuiteEvaluationCallback
-from tinywave.eval.scoring import ScoringError, SpeechSequenceFormat, score_perplexity
+from tinywave.eval.scoring import ScoringError, score_perplexity
+from tinywave.eval.sequence_formats import SpeechSequenceFormat
 from tinywave.eval.suites import Pair, SuiteError, evaluate_suite
 from tinywave.training.arguments import DistillationArguments
 

@@ -17,8 +17,8 @@ from tinywave.configuration_tinywave import TinyWaveConfig
 from tinywave.eval.evaluation_callback import SuiteEvaluationCallback
 from tinywave.eval.metric_inputs import pairs_to_columns, read_scores
 from tinywave.eval.result_records import write_pairs
-from tinywave.eval.scoring import ScoringError, SpeechSequenceFormat, score_perplexity
-from tinywave.eval.sequence_formats import UnitSequenceFormat
+from tinywave.eval.scoring import ScoringError, score_perplexity
+from tinywave.eval.sequence_formats import SpeechSequenceFormat, UnitSequenceFormat
 from tinywave.eval.suites import Pair, evaluate_suite, read_suite, write_suite
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
 from tinywave.processing_tinywave import TinyWaveProcessor
