@@ -106,8 +106,39 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         if verb == chosen:
-            import_verb(verb).add_arguments(subparser)
+            module = import_verb(verb)
+            subparser.epilog = f"example: {module.__doc__.split('`')[1]}"
+            subparser.add_argument("--config", help="YAML file of arguments; those of the command line win")
+            module.add_arguments(subparser)
+            if "--config" in argv[:-1]:
+                read_config(subparser, argv[argv.index("--config") + 1])
     return parser
+
+
+def read_config(parser: argparse.ArgumentParser, path: str) -> None:
+    """Make the arguments of a YAML file, such as `output_dir: outputs/scores`, the defaults of a verb.
+
+    Raises `ValueError` for a file that is not a mapping, and for arguments that the verb does not have or not with
+    these values.
+    """
+    import yaml  # no verb is needed to show the help of all
+
+    with open(path, encoding="utf-8") as file:
+        values = yaml.safe_load(file)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no arguments; expected lines such as `output_dir: outputs/scores`")
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    for name, value in values.items():
+        action = actions.get(str(name).replace("-", "_"))
+        if action is None:
+            raise ValueError(f"{path} sets {name}, which this verb does not have; it has {', '.join(actions)}")
+        chosen = value if isinstance(value, list) else [value]
+        if action.choices is not None and not set(chosen) <= set(action.choices):
+            raise ValueError(f"{path} sets {name} to {value}; expected one of {', '.join(map(str, action.choices))}")
+        action.required = False
+        if not action.option_strings and action.nargs is None:
+            action.nargs = "?"
+        action.default = value
 
 
 def import_verb(verb: str):

@@ -50,8 +50,39 @@ def test_every_verb_declares_its_arguments(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         command_line.main([verb, "--help"])
     assert stop.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: tinywave {verb} ")
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: tinywave {verb} ")
+    assert f"example: tinywave {verb} " in " ".join(shown.split())
     assert callable(importlib.import_module(f"tinywave.cli.{verb.replace('-', '_')}").run)
+
+
+def test_a_file_of_arguments_is_read_and_the_command_line_wins(recording, generate, tmp_path, capsys):
+    config = tmp_path / "generate.yaml"
+    config.write_text("seed: 1\nmax-new-tokens: 30\ntemperature: 0.8\n")
+    expected = generate(recording, "--seed", "1", "--max-new-tokens", "30")
+    np.testing.assert_array_equal(generate(recording, "--config", str(config), output="a.wav"), expected)
+    other = generate(recording, "--config", str(config), "--seed", "2", output="b.wav")
+    assert len(other) != len(expected) or not np.array_equal(other, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sede: 1", "sets sede, which this verb does not have; it has prompt, output, text"),
+        ("output_modality: smell", "sets output_modality to smell; expected one of free, text, speech"),
+        ("- seed", "holds no arguments; expected lines such as"),
+    ],
+)
+def test_a_wrong_file_of_arguments_is_one_line(text, message, tmp_path, capsys):
+    (tmp_path / "arguments.yaml").write_text(text)
+    assert command_line.main(["generate", "in.wav", "out.wav", "--config", str(tmp_path / "arguments.yaml")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_required_arguments_may_stand_in_the_file(tmp_path, capsys):
+    (tmp_path / "plan.yaml").write_text("recipe: 7b_to_2b_base\njson: true\n")
+    assert command_line.main(["plan", "--config", str(tmp_path / "plan.yaml")]) == 0
+    assert json.loads(capsys.readouterr().out)
 
 
 def test_without_a_verb_the_help_is_shown():
