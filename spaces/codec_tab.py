@@ -26,8 +26,10 @@ def build_codec_tab(studio: Studio, examples: dict[str, np.ndarray]) -> None:
             start = gr.Button("Through the units", variant="primary", elem_id="encode")
         with gr.Column(min_width=280):
             status = gr.Markdown("")
-            spoken = gr.Audio(interactive=False, label="You, in units", elem_id="spoken")
-            picture = gr.Image(interactive=False, label="What the model hears", buttons=["fullscreen"])
+            spoken = gr.Audio(interactive=False, label="You, in units", elem_id="spoken", buttons=["download"])
+            picture = gr.Image(
+                interactive=False, label="What the model hears", show_label=False, buttons=["fullscreen"]
+            )
             with gr.Accordion("Tokens", open=False):
                 record = gr.JSON(show_label=False, max_height=320)
 

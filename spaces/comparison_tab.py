@@ -36,7 +36,13 @@ def build_comparison_tab(studio: Studio, examples: dict[str, np.ndarray]) -> Non
     status = gr.Markdown("")
     with gr.Row():
         players = [
-            gr.Audio(interactive=False, label=label, min_width=220, visible=name in (TEACHER, *studio.others))
+            gr.Audio(
+                interactive=False,
+                label=label,
+                min_width=220,
+                buttons=["download"],
+                visible=name in (TEACHER, *studio.others),
+            )
             for name, label in LABELS.items()
         ]
     table = gr.Dataframe(headers=COLUMNS, interactive=False, label="Sizes and seconds", buttons=[], wrap=True)

@@ -43,8 +43,12 @@ def build_continuation_tab(studio: Studio, examples: dict[str, np.ndarray]) -> N
             live = gr.Audio(
                 streaming=True, autoplay=True, interactive=False, label="As it is spoken", elem_id="live", buttons=[]
             )
-            whole = gr.Audio(interactive=False, label="Your voice, then the model's", elem_id="whole")
-            picture = gr.Image(interactive=False, label="What you hear", buttons=["fullscreen"], elem_id="picture")
+            whole = gr.Audio(
+                interactive=False, label="Your voice, then the model's", elem_id="whole", buttons=["download"]
+            )
+            picture = gr.Image(
+                interactive=False, label="What you hear", show_label=False, buttons=["fullscreen"], elem_id="picture"
+            )
             with gr.Accordion("Tokens", open=False):
                 tokens = gr.Textbox(show_label=False, lines=4, max_lines=12, interactive=False)
 
@@ -68,9 +72,12 @@ def build_continuation_tab(studio: Studio, examples: dict[str, np.ndarray]) -> N
 
 
 def continuation_events(studio: Studio, recording: str | None, variant: str, sampling: Sampling) -> Iterator[tuple]:
-    """(live piece, whole sound, picture, status, tokens) as they come; what does not change is skipped, and None adds nothing to the stream."""
+    """(live piece, whole sound, picture, status, tokens) as they come.
+
+    What does not change is skipped; a live piece of None adds nothing to the stream.
+    """
     clip, skip = load_recording(recording), gr.skip()
-    yield None, None, None, f"{clip.notice} Listening ...".strip(), ""
+    yield skip, None, None, f"{clip.notice} Listening ...".strip(), ""
     for event in studio.continue_speech(clip.waveform, variant, sampling):
         if isinstance(event, Answer):
             yield None, *finished(studio, variant, clip.waveform, event, clip.notice)

@@ -26,7 +26,7 @@ def build_evaluation_tab(studio: Studio) -> None:
         start = gr.Button("Evaluate", variant="primary", min_width=120, elem_id="evaluate")
         stop = gr.Button("Stop", variant="stop", min_width=80)
     status = gr.Markdown("")
-    picture = gr.Image(interactive=False, label="Pairs right", buttons=["fullscreen"])
+    picture = gr.Image(interactive=False, label="Pairs right", show_label=False, buttons=["fullscreen"])
     table = gr.Dataframe(headers=COLUMNS, interactive=False, label="Values", buttons=[], wrap=True)
 
     @on_gpu

@@ -31,13 +31,19 @@ THEME = gr.themes.Soft(
     radius_size="md",
     font=["system-ui", "Segoe UI", "Roboto", "sans-serif"],
     font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+).set(
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    block_title_text_color="*primary_800",
+    block_label_text_color="*primary_800",
+    checkbox_label_background_fill_selected="*primary_700",
 )
 STYLE = """
-.gradio-container { max-width: 1060px !important; margin: 0 auto; }
+.gradio-container { width: 100%; max-width: 1060px !important; margin: 0 auto; }
 .gradio-container h1 { font-weight: 650; letter-spacing: -0.02em; margin-bottom: 0.2em; }
 #introduction { max-width: 44em; }
 #status, #chat_status { min-height: 3.2em; }
-@media (max-width: 640px) { .gradio-container { padding: 8px !important; } }
+@media (max-width: 640px) { .gradio-container .fillable { padding: 12px !important; } }
 """
 
 

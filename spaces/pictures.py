@@ -104,7 +104,7 @@ def _draw_wave(axis, waveform: np.ndarray, sampling_rate: int, boundary: float |
     low, high = (np.array([reduce(column) for column in columns]) for reduce in (np.min, np.max))
     is_new = times >= (0 if boundary is None else boundary)
     for chosen, colour in ((~is_new, MUTED), (is_new, ACCENT)):
-        axis.vlines(times[chosen], low[chosen], high[chosen], color=colour, linewidth=0.8)
+        axis.fill_between(times[chosen], low[chosen], high[chosen], color=colour, linewidth=0.5)
     limit = max(0.05, float(np.abs(waveform).max()))
     axis.set_ylim(-limit, limit)
     axis.set_yticks([])
@@ -129,11 +129,13 @@ def _draw_spectrogram(axis, waveform: np.ndarray, sampling_rate: int) -> None:
 
 def _draw_units(axis, units: Sequence[TimedUnit], seconds: float, boundary: float | None) -> None:
     """A strip of blocks; a unit has the same colour wherever it stands, paler in the prompt."""
+    is_new = np.array([boundary is None or unit.start >= boundary - 1e-6 for unit in units])
+    # Multiples of the golden ratio keep the colours of neighbouring numbers apart.
+    hues = np.array([unit.unit for unit in units]) * 0.618034 % 1
+    colours = hsv_to_rgb(np.stack([hues, np.where(is_new, 0.42, 0.18), np.full(len(units), 0.95)], axis=1))
+    stretches = [(unit.start, unit.seconds) for unit in units]
+    axis.broken_barh(stretches, (-0.5, 1), facecolors=colours, edgecolor="white", linewidth=0.6)
     for unit in units:
-        is_prompt = boundary is not None and unit.start < boundary - 1e-6
-        # Multiples of the golden ratio keep the colours of neighbouring numbers apart.
-        colour = hsv_to_rgb((unit.unit * 0.618034 % 1, 0.18 if is_prompt else 0.42, 0.95))
-        axis.barh(0, unit.seconds, left=unit.start, height=1, color=colour, edgecolor="white", linewidth=0.6)
         if unit.seconds > LEAST_LABELLED_SHARE * seconds:
             middle = unit.start + unit.seconds / 2
             axis.text(middle, 0, str(unit.unit), ha="center", va="center", fontsize=7, color=INK, rotation=90)
