@@ -20,6 +20,7 @@ COMMANDS = "<!-- table of commands -->"
 OUTSIDE_LINK = re.compile(r"\]\(\.\./([^)#\s]+)\)")
 # A docstring names other objects as in transformers: [`LayerMap`], [`~TinyWavePipeline.stream`]. In text the backticks
 # have become tags, in the type of an argument they have not.
+TYPE = re.compile(r"<code>[^<]*</code>")
 MENTION = re.compile(r"\[(?P<open><code>|`)~?(?P<name>[\w.]+)(?P<close></code>|`)\]")
 
 _package: tempfile.TemporaryDirectory | None = None
@@ -67,7 +68,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         shown = name if mention["open"] == "`" else f"<code>{name}</code>"
         return f'<a href="#{known[name]}">{shown}</a>' if name in known else shown
 
-    return MENTION.sub(link, html)
+    html = MENTION.sub(link, html)
+    return TYPE.sub(lambda code: code[0].replace("`", ""), html) if anchors else html
 
 
 def on_post_build(config: MkDocsConfig) -> None:
