@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.utils import filter_repo_objects
 
 from ..codec_tinywave import SpeechCodec
 from ..data.audio_io import write_audio
@@ -21,9 +22,11 @@ from ..vocoder_tinywave import Vocoder
 from .clean_check import CheckResult, check_repository
 from .repository_card import CodecFacts, Example, repository_card
 from .run_facts import CARD, HUB_RESULTS, RunFacts
+from .upload import IGNORED, STAMP
 
-STAMP = ".publish.json"
 EXAMPLES = "examples"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+_OF_THIS_MACHINE = ("local_files_only", "is_local")
 EXAMPLE_SEED = 0
 EXAMPLE_GENERATION = {"do_sample": True, "temperature": 0.8, "top_k": 25, "min_new_tokens": 40, "max_new_tokens": 100}
 
@@ -115,13 +118,15 @@ def build_repository(source: Source, repo_id: str, folder: str | os.PathLike) ->
 
 def repository_files(folder: Path) -> dict[str, int]:
     """Paths of a repository's files, as they are uploaded, and their sizes in bytes."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != STAMP)
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    uploaded = filter_repo_objects(paths, ignore_patterns=list(IGNORED))
+    return {path: (folder / path).stat().st_size for path in uploaded}
 
 
 def _assemble(source: Source, repo_id: str, folder: Path) -> None:
     pipeline, facts = source.pipeline, source.facts
     pipeline.save_pretrained(folder)
+    _forget_the_machine(folder / TOKENIZER_CONFIG)
     examples = _copy_samples(facts, folder) or [_speak_example(source, folder)]
     if facts.results and source.dataset_id:
         write_hub_results(facts.results, source.dataset_id, folder)
@@ -135,6 +140,12 @@ def _assemble(source: Source, repo_id: str, folder: Path) -> None:
     )
     card = repository_card(repo_id, pipeline.model.config, pipeline.model.num_parameters(), facts, codec, examples)
     (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _forget_the_machine(tokenizer_config: Path) -> None:
+    """Take out how the tokenizer was loaded here, which transformers saves with it."""
+    settings = json.loads(tokenizer_config.read_text(encoding="utf-8"))
+    write_json({name: value for name, value in settings.items() if name not in _OF_THIS_MACHINE}, tokenizer_config)
 
 
 def _copy_samples(facts: RunFacts, folder: Path) -> list[Example]:

@@ -7,8 +7,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from .model_repository import STAMP
-
+STAMP = ".publish.json"  # what `model_repository` notes in the folder of a repository
 # What lies around in a source folder and belongs in no repository.
 IGNORED = (STAMP, "__pycache__/*", "**/__pycache__/*", "*.pyc", ".gradio/*", "*.partial")
 
@@ -42,7 +41,7 @@ def upload_repository(
     """Make a repository where it is not there yet, and upload a folder into it in one commit.
 
     Args:
-        folder: what is uploaded, but for caches and [`model_repository.STAMP`].
+        folder: what is uploaded, but for caches and `STAMP`.
         repo_id: "owner/name".
         repo_type (`str`, default "model"): "model", or "space" for a Gradio app.
         private (`bool`, default False): of a repository that is new; one that is there stays as it is.
