@@ -9,6 +9,7 @@ from transformers import LlamaForCausalLM, LlamaModel
 
 from .configuration_tinywave import TinyWaveConfig
 from .generation_tinywave import ModalityGenerationMixin
+from .parallel_heads_tinywave import ParallelHeads
 from .quantization_tinywave import INT8, Int8Linear, empty_int8, replace_linears
 
 
@@ -37,6 +38,8 @@ class TinyWaveForCausalLM(ModalityGenerationMixin, LlamaForCausalLM):
         self.model = TinyWaveModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.num_parallel_heads:
+            self.parallel_heads = ParallelHeads(config)
         if config.weight_format == INT8:
             replace_linears(self, empty_int8)
         self.post_init()

@@ -8,6 +8,7 @@ ROOT_MODULES = [
     "tokenization_tinywave",
     "generation_tinywave",
     "quantization_tinywave",
+    "parallel_heads_tinywave",
     "modeling_tinywave",
     "speech_backbones_tinywave",
     "speech_quantizers_tinywave",

@@ -25,6 +25,7 @@ VERBS = {
     "plan": "work out memory, FLOPs and GPU-hours of a distillation, loading nothing",
     "cache-teacher": "write a teacher's predictions to disk, to distil without running it",
     "distill": "prune a teacher into a student and distil it",
+    "train-heads": "teach a student to draft several tokens for each of its steps",
     "ablate": "compare the choices of the distillation, each over several seeds",
     "train-pitch": "train the pitch encoder that turns F0 into pitch tokens",
     "train-style": "train the style encoder that names the speaking style of every second",

@@ -14,6 +14,7 @@ UPLOADED = {
     "tokenization_tinywave": 0,
     "generation_tinywave": 1,
     "quantization_tinywave": 1,
+    "parallel_heads_tinywave": 1,
     "modeling_tinywave": 1,
     "speech_backbones_tinywave": 1,
     "speech_quantizers_tinywave": 1,

@@ -132,7 +132,7 @@ def run_stranger(code: str, work: Path, *arguments: object, **environment: str) 
 
 def test_saved_folder_carries_the_code(saved):
     code = {path.name for path in saved[0].glob("*.py")}
-    names = ("configuration", "generation", "modeling", "processing", "tokenization")
+    names = ("configuration", "generation", "modeling", "parallel_heads", "processing", "quantization", "tokenization")
     assert code == {f"{name}_tinywave.py" for name in names}
     root = Path(__file__).parents[1]
     assert all((saved[0] / name).read_text() == (root / name).read_text() for name in code)
@@ -171,6 +171,8 @@ def test_a_stranger_can_save_it_again(stranger):
         "configuration_tinywave.py",
         "generation_tinywave.py",
         "modeling_tinywave.py",
+        "parallel_heads_tinywave.py",
+        "quantization_tinywave.py",
         "tokenization_tinywave.py",
     ]
 

@@ -1,0 +1,40 @@
+"""`tinywave train-heads nano/parallel_heads --model outputs/out --units outputs/units --output-dir outputs/heads`"""
+
+from transformers import set_seed
+
+from ..modeling_tinywave import TinyWaveForCausalLM
+from ..training.parallel_heads_training import ParallelHeadsArguments, train_parallel_heads
+from .loading import load_for_training
+from .recipe import read_recipe
+from .shipped import TEACHER
+from .train import make_dataset
+
+
+def add_arguments(parser):
+    parser.add_argument("recipe", help="recipe of the heads: a YAML file or the name of a packaged one")
+    parser.add_argument("--model", required=True, help="folder of the model that gets heads; it is not changed")
+    parser.add_argument("--teacher", default=str(TEACHER), help="folder of the model that teaches them")
+    parser.add_argument("--units", required=True, help="folder that `tinywave extract-units` wrote")
+    parser.add_argument("--output-dir", required=True, help="folder of the model with heads, and its checkpoints")
+
+
+def run(arguments) -> int:
+    """Train parallel heads for a model, and save it with them."""
+    recipe = read_recipe(arguments.recipe)
+    streams = recipe.get("streams")
+    teacher, tokenizer = load_for_training(arguments.teacher, streams)
+    set_seed(recipe["seed"])
+    model = TinyWaveForCausalLM.from_pretrained(
+        arguments.model, dtype="float32", num_parallel_heads=recipe["num_parallel_heads"]
+    )
+    if streams is not None:
+        model.config = model.config.with_streams(streams)
+    train_parallel_heads(
+        model,
+        teacher,
+        make_dataset(recipe, arguments.units, "train", model.config, tokenizer),
+        ParallelHeadsArguments(output_dir=arguments.output_dir, seed=recipe["seed"], **recipe["training"]),
+        tokenizer=tokenizer,
+    )
+    print(arguments.output_dir)
+    return 0
