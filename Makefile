@@ -5,16 +5,18 @@
 # make bench       measure speed, as ratios
 # make assets      rebuild every shipped artefact from nothing (hours)
 # make readme      write the results table of the last quickstart into README.md
+# make demo        serve a page to speak to the models, at http://127.0.0.1:7860 (PORT=... for another)
 # make docs        build the documentation site into outputs/site
 # make expressive  distil with pitch and style, and write its results into docs/expressive.md
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 OUTPUT ?= outputs/quickstart
+PORT ?= 7860
 export PIP_NO_INPUT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench assets readme expressive docs
+.PHONY: help install quickstart test lint bench assets readme expressive demo docs
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -50,6 +52,9 @@ readme: install
 expressive: install
 	.venv/bin/tinywave quickstart --variant expressive --output-dir $(OUTPUT)_expressive
 	.venv/bin/python -m tinywave.eval.results_table $(OUTPUT)_expressive/report.json docs/expressive.md
+
+demo: install
+	.venv/bin/tinywave demo --port $(PORT)
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict

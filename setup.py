@@ -94,6 +94,14 @@ EXTRAS = {
     "export": ["gguf>=0.19", "xllamacpp>=2026.10"],
     # The page to try it in a browser; ffmpeg comes along for machines that have none.
     "demo": ["gradio>=6.31", "imageio-ffmpeg>=0.6"],
+    "docs": [
+        "mkdocs>=1.6",
+        "mkdocs-material>=9.8",
+        "mkdocstrings-python>=2.0",
+        "nbclient>=0.11",
+        "nbformat>=5.11",
+        "ipykernel>=7.4",
+    ],
     "report": ["matplotlib>=3.11", "jinja2>=3.1"],
     "test": [
         "pytest>=9.2",

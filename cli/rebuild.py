@@ -49,17 +49,22 @@ def steps_of_units(folder: Path) -> list[list]:
 
 
 def steps_of_codec(folder: Path) -> list[list]:
-    """The codec: a small speech encoder of the same units, pitch, style, and the vocoder of all three."""
+    """The codec: a small speech encoder of the same units, in two stages; pitch, style, and a vocoder of all three."""
     corpus, units, codec = folder / "codec_corpus", folder / "codec_units", folder / "codec"
+    more_corpus, more_units = folder / "encoder_corpus", folder / "encoder_units"
+    first, whisper = folder / "first_speech_encoder", folder / "whisper_units"
     return [
         ["prepare", "nano/codec_corpus", "--output-dir", corpus],
-        [
-            "extract-units", "--corpus", corpus, "--speech-encoder", folder / "whisper_units",
-            "--output-dir", units,
-        ],
+        ["extract-units", "--corpus", corpus, "--speech-encoder", whisper, "--output-dir", units],
         [
             "train-speech-encoder", "nano/speech_encoder", "--corpus", corpus, "--units", units,
-            "--output-dir", codec / "speech_encoder",
+            "--output-dir", first,
+        ],
+        ["prepare", "nano/encoder_corpus", "--output-dir", more_corpus],
+        ["extract-units", "--corpus", more_corpus, "--speech-encoder", whisper, "--output-dir", more_units],
+        [
+            "train-speech-encoder", "nano/speech_encoder_voices", "--corpus", corpus, more_corpus,
+            "--units", units, more_units, "--init-from", first, "--output-dir", codec / "speech_encoder",
         ],
         ["train-pitch", "nano/pitch", "--corpus", corpus, "--output-dir", codec / "pitch_encoder"],
         ["train-style", "nano/style", "--corpus", corpus, "--output-dir", codec / "style_encoder"],

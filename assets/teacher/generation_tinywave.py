@@ -6,6 +6,7 @@ Letters in shapes: B rows, T tokens so far, V vocabulary.
 import queue
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, 
 from transformers.generation import BaseStreamer
 
 from .configuration_tinywave import TinyWaveConfig
+from .parallel_heads_tinywave import generate_with_heads
 from .tokenization_tinywave import meaningful_ids
 
 OUTPUT_MODALITIES = ("free", "text", "speech")
@@ -83,6 +85,8 @@ class ModalityGenerationMixin(GenerationMixin):
         *args,
         output_modality: str = "free",
         logits_processor: LogitsProcessorList | None = None,
+        parallel_heads: bool = False,
+        verify_drafts: bool = True,
         **kwargs,
     ):
         """Continue a batch of prompts.
@@ -93,6 +97,11 @@ class ModalityGenerationMixin(GenerationMixin):
                 "text" and "speech" the prompt should end inside that modality, which the processor's argument of the
                 same name sees to.
             logits_processor (`LogitsProcessorList`, *optional*): further processors, applied before the modality mask.
+            parallel_heads (`bool`, default False): whether the model's parallel heads draft several tokens for each
+                forward pass; for one prompt, without beam search.
+            verify_drafts (`bool`, default True): with parallel heads, whether drafts are kept only as far as ordinary
+                decoding would say them: greedily the ids are the same, sampled they have the same distribution. False
+                keeps every draft, which is faster and worse.
 
         The other arguments and the result are those of `transformers.GenerationMixin.generate`, which by default adds
         20 tokens: set `max_new_tokens`.
@@ -108,6 +117,10 @@ class ModalityGenerationMixin(GenerationMixin):
             )
             max_new_tokens = kwargs.get("max_new_tokens", generation_config.max_new_tokens)
             check_prompt(prompt, kwargs.get("attention_mask"), self.config, max_new_tokens or 1)
+        if parallel_heads:
+            kwargs["custom_generate"] = partial(
+                generate_with_heads, verify_drafts=verify_drafts, streamer=kwargs.get("streamer")
+            )
         return super().generate(
             inputs, *args, logits_processor=LogitsProcessorList([*(logits_processor or ()), mask]), **kwargs
         )

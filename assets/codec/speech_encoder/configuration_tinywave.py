@@ -86,6 +86,10 @@ class TinyWaveConfig(LlamaConfig):
         pitch_rate (`float`, default 12.5): pitch tokens per second (Hz) before repeats are dropped.
         style_rate (`float`, default 1.0): style tokens per second (Hz); their repeats are kept.
         pad_token_id (`int`, default 0): a valid id; None or a negative id in an older folder is read as 0.
+        weight_format (`str`, *optional*): "int8" for linear layers stored and computed in 8 bits, see
+            `quantization_tinywave.py`; such a folder loads as TinyWave only. Default: floating point.
+        num_parallel_heads (`int`, default 0): heads that draft tokens after the next one, see
+            `parallel_heads_tinywave.py`; plain Llama leaves them out.
 
     Ids that belong to no stream are filler: they exist in the embedding and are never generated.
 
@@ -111,6 +115,8 @@ class TinyWaveConfig(LlamaConfig):
     unit_clock_rate: float = 24.99
     pitch_rate: float = 12.5
     style_rate: float = 1.0
+    weight_format: str | None = None
+    num_parallel_heads: int = 0
 
     def __post_init__(self, **kwargs):
         # The published SPIRIT-LM folders carry -1, which no batch can be padded with.
@@ -175,6 +181,10 @@ class TinyWaveConfig(LlamaConfig):
         for name in ("unit_rate", "unit_clock_rate", "pitch_rate", "style_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)} Hz; it must be positive")
+        if self.num_parallel_heads < 0:
+            raise ValueError(f"num_parallel_heads is {self.num_parallel_heads}; it must be 0 (none) or positive")
+        if self.weight_format not in (None, "int8"):
+            raise ValueError(f"weight_format is {self.weight_format!r}; expected 'int8', or None for floating point")
         if self.bos_token_id is None or not self.eos_token_id and self.eos_token_id != 0:
             raise ValueError(
                 "bos_token_id and eos_token_id must be set: every sequence begins with BOS and ends with EOS"
