@@ -2,8 +2,8 @@
 
     python -m tinywave.benchmarks.latency [--output benchmarks/results/latency.json]
 
-The chain is that of `TinyWavePipeline.stream` on the shipped models: prompt -> tokens -> first new token -> first piece
-of sound. Wall-clock times depend on the machine and its load; CPU times are given beside them.
+The chain is that of `TinyWavePipeline.stream` on the shipped models: prompt -> tokens -> first new token -> first
+piece of sound. Wall-clock times depend on the machine and its load; CPU times are given beside them.
 """
 
 import argparse

@@ -23,8 +23,8 @@ class Retention:
     """What a student keeps of its teacher.
 
     Args:
-        raw (`float` or `None`): student accuracy / teacher accuracy; `None` for a teacher that is never right. Flatters
-            two-way tasks: guessing scores 0.5.
+        raw (`float` or `None`): student accuracy / teacher accuracy; `None` for a teacher that is never right.
+            Flatters two-way tasks: guessing scores 0.5.
         above_chance (`float` or `None`): (student - 0.5) / (teacher - 0.5); `None` for a teacher at or below chance.
         raw_ci95, above_chance_ci95 (`list[float]`, *optional*): paired bootstrap intervals over groups.
     """

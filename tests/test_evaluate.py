@@ -120,7 +120,8 @@ def test_released_recordings_are_read_and_encoded(folder, tmp_path, capsys):
         for half in range(2):
             waveform, rate = soundfile.read(clips[index + 2 * half])
             soundfile.write(parts / f"sample_{index}_{half}.wav", waveform[: 2 * rate], rate)
-    arguments = ["--model", str(folder / "base"), "--suite", str(tmp_path / "salmon"), "--codec", str(folder / "codec")]
+    codec = ["--codec", str(folder / "codec")]
+    arguments = ["--model", str(folder / "base"), "--suite", str(tmp_path / "salmon"), *codec]
     assert main(["evaluate", *arguments, "--output-dir", str(tmp_path / "scores")]) == 0
     results = json.loads((tmp_path / "scores" / "results.json").read_text())
     assert results[0]["suite"] == "salmon" and results[0]["n"] == 2
