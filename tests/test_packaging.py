@@ -63,7 +63,8 @@ def test_root_modules_are_listed(metadata):
 def test_folders_are_listed(metadata):
     with_code = {path.parent for path in ROOT.glob("*/**/*.py") if not path.parts[len(ROOT.parts)].startswith(".")}
     folders = {".".join(path.relative_to(ROOT).parts) for path in with_code}
-    left_out = {"tests", "build", "outputs", "assets", "docs"}  # the model folders under assets carry copies of model code
+    # The model folders under assets carry copies of model code.
+    left_out = {"tests", "build", "outputs", "assets", "docs"}
     assert {folder for folder in folders if folder.split(".")[0] not in left_out} <= set(metadata.FOLDERS)
     assert all((ROOT / folder.replace(".", "/")).is_dir() for folder in metadata.FOLDERS)
 
