@@ -6,7 +6,7 @@ draft what follows, the decoder reads all of it at once, and what it would not h
 Shapes: B rows, T tokens, d hidden size, V vocabulary, K heads.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -101,9 +101,7 @@ def generate_with_heads(
     *,
     verify_drafts: bool = True,
     streamer: BaseStreamer | None = None,
-    past_key_values: DynamicCache | None = None,
-    attention_mask: torch.Tensor | None = None,
-    **_,
+    **model_kwargs: Any,
 ) -> torch.LongTensor:
     """The decoding loop of `generate(parallel_heads=True)`, in the place of the one of transformers.
 
@@ -118,14 +116,16 @@ def generate_with_heads(
         logits_processor, stopping_criteria: applied to every token that is said, with what stands before it; the
             processors also to the drafts.
         streamer: receives the new ids one by one.
-        past_key_values: of a beginning of the prompt; at the end, of all ids but the last.
-        attention_mask (`torch.Tensor` of shape `(1, T)`, *optional*): 0 on padding, which stands left.
+        model_kwargs: what transformers passes to the model. Two are read: `past_key_values`, of a beginning of the
+            prompt and at the end of all ids but the last, and `attention_mask` of shape `(1, T)`, 0 on padding, which
+            stands left. (Named in the signature, `generate` would pass them twice.)
 
     Returns:
         Ids `(1, T + new)`.
 
     Raises `ValueError` where there are no heads, for more than one row, and for what this loop cannot do.
     """
+    past_key_values, attention_mask = (model_kwargs.get(name) for name in ("past_key_values", "attention_mask"))
     _check_request(model, input_ids, generation_config, past_key_values)
     do_sample, length_limit = generation_config.do_sample, stopping_criteria.max_length
     cache = DynamicCache(config=model.config) if past_key_values is None else past_key_values
