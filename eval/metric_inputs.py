@@ -173,9 +173,10 @@ def _rows_to_columns(rows: list[dict], features: Features) -> dict[str, list]:
     for row in rows:
         # Numbers may serve as ids.
         row |= {name: str(row[name]) for name, feature in features.items() if feature == _LABEL and name in row}
-        if "voice" in features and "voice" not in row:
+        if "voice" in features:
+            # An item that several voices speak is named by its group, and each of its pairs "<group>/<voice>".
             is_spoken = row["id"].startswith(f"{row['group']}/")
-            row["voice"] = row["id"].removeprefix(f"{row['group']}/") if is_spoken else "-"
+            row.setdefault("voice", row["id"].removeprefix(f"{row['group']}/") if is_spoken else "-")
             row["id"] = row["group"] if is_spoken else row["id"]
         if "subtype" in features and "subtype" not in row:
             row |= _type_labels(row["id"], row["part"])
