@@ -110,6 +110,7 @@ EXTRAS = {
         "setuptools>=77",
         "sentencepiece>=0.2.1",
         "gradio_client>=2.7",
+        "httpx>=0.28",
         "playwright>=1.65",
     ],
     "dev": ["ruff>=0.17"],
