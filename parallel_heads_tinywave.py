@@ -222,12 +222,12 @@ def _check_request(model, input_ids, generation_config, cache) -> None:
         raise ValueError(
             "found a model without parallel heads; train some with `tinywave train-heads`, or leave out parallel_heads"
         )
-    if len(input_ids) != 1:
-        raise ValueError(f"found {len(input_ids)} rows; parallel heads continue one prompt at a time")
     refused = {"num_beams": (None, 1), "guidance_scale": (None, 1), "return_dict_in_generate": (None, False)}
     for name, allowed in refused.items():
         value = getattr(generation_config, name)
         if value not in allowed:
             raise ValueError(f"found {name}={value!r}, which parallel heads do not support; leave out one of the two")
+    if len(input_ids) != 1:
+        raise ValueError(f"found {len(input_ids)} rows; parallel heads continue one prompt at a time")
     if cache is not None and type(cache) is not DynamicCache:
         raise ValueError(f"found a {type(cache).__name__}; parallel heads need a DynamicCache, which can be cropped")

@@ -1,12 +1,15 @@
 """Drafts and their verification: the ids of ordinary decoding, the distribution of ordinary sampling, fewer steps."""
 
 import itertools
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
 import torch
-from scipy.stats import chi2_contingency, chisquare
-from transformers import DynamicCache, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from scipy.stats import chisquare
+from transformers import DynamicCache, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList, StaticCache
 
 from tinywave.cli.shipped import AUDIO, CODEC, TEACHER
 from tinywave.configuration_tinywave import TinyWaveConfig
@@ -14,6 +17,7 @@ from tinywave.data.audio_io import load_audio
 from tinywave.generation_tinywave import stream_ids
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
 from tinywave.parallel_heads_tinywave import Draft, verify_draft
+from tinywave.pipeline_tinywave import TinyWavePipeline
 from tinywave.processing_tinywave import TinyWaveProcessor
 from tinywave.speech_encoder_tinywave import SpeechEncoder
 
@@ -225,7 +229,10 @@ TINY = {
     "unit_offset": 10, "num_units": 6, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
     "num_attention_heads": 2, "num_key_value_heads": 2, "num_parallel_heads": 2, "max_position_embeddings": 64,
 }  # fmt: skip
-SAMPLING = {"do_sample": True, "temperature": 1.3, "top_k": 20, "top_p": 0.93, "max_new_tokens": 3}
+TINY_PROMPT, TINY_EOS = (1, 9, 11, 14), 2
+# The modality mask leaves six units and EOS, top-k five of these seven.
+SAMPLING = {"do_sample": True, "temperature": 1.3, "top_k": 5, "top_p": 0.93}
+NUM_TOKENS = 3
 
 
 @pytest.fixture(scope="module")
@@ -242,33 +249,60 @@ def tiny() -> TinyWaveForCausalLM:
     return model
 
 
-def draw(model, num_draws: int, num_rows: int, **options) -> Counter:
-    """What is said after one prompt, up to and with the end: continuation -> how often."""
-    prompt, counts = torch.tensor([[1, 9, 11, 14]]), Counter()
-    for _ in range(num_draws // num_rows):
-        ids = model.generate(prompt.repeat(num_rows, 1), output_modality="speech", **SAMPLING, **options)
-        for said in ids[:, prompt.shape[1] :].tolist():
-            end = model.config.eos_token_id
-            counts[tuple(said[: said.index(end) + 1] if end in said else said)] += 1
-    return counts
+def ordinary_probabilities(model, ids: tuple[int, ...]) -> torch.Tensor:
+    """What ordinary sampling says after ids: `(V,)` in float64, by masking and truncating the logits by hand."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, -1].double()
+    allowed = torch.zeros(len(logits), dtype=torch.bool)
+    allowed[[TINY_EOS, *range(10, 16)]] = True
+    logits = logits.masked_fill(~allowed, -torch.inf) / SAMPLING["temperature"]
+    logits[logits.argsort(descending=True)[SAMPLING["top_k"] :]] = -torch.inf
+    probabilities, order = logits.softmax(-1).sort(descending=True)
+    # The likeliest tokens that together reach top-p.
+    probabilities[1:][probabilities.cumsum(0)[:-1] >= SAMPLING["top_p"]] = 0
+    return torch.zeros_like(probabilities).scatter(0, order, probabilities / probabilities.sum())
 
 
-def chance_of_difference(first: Counter, second: Counter) -> float:
-    """p-value of Pearson's test of homogeneity; outcomes that were drawn fewer than 20 times are taken together."""
-    outcomes = sorted({*first, *second})
-    table = torch.tensor([[counts[outcome] for outcome in outcomes] for counts in (first, second)])
-    rare = table.sum(0) < 20
-    columns = [table[:, ~rare], *([table[:, rare].sum(1, keepdim=True)] if rare.any() else [])]
-    return chi2_contingency(torch.cat(columns, dim=1).numpy()).pvalue
+def ordinary_outcomes(model) -> dict[tuple[int, ...], float]:
+    """Every beginning of `NUM_TOKENS` tokens, or fewer and EOS, that ordinary sampling can say: its probability."""
+    known = {(): 1.0}
+    for _ in range(NUM_TOKENS):
+        longer = {said: share for said, share in known.items() if said[-1:] == (TINY_EOS,)}
+        for said in known.keys() - longer.keys():
+            shares = ordinary_probabilities(model, TINY_PROMPT + said).tolist()
+            longer |= {(*said, index): known[said] * share for index, share in enumerate(shares) if share}
+        known = longer
+    return known
+
+
+def draw(model, num_draws: int, **options) -> Counter:
+    """The beginnings that are sampled with parallel heads; one token more is asked for, so that two are drafted."""
+    torch.manual_seed(0)
+    prompt, said = torch.tensor([TINY_PROMPT]), Counter()
+    for _ in range(num_draws):
+        ids = plain(model, prompt, max_new_tokens=NUM_TOKENS + 1, parallel_heads=True, **SAMPLING, **options)
+        said[tuple(ids[0, len(TINY_PROMPT) :].tolist()[:NUM_TOKENS])] += 1
+    return said
 
 
 def test_sampled_ids_have_the_distribution_of_ordinary_sampling(tiny):
+    expected = ordinary_outcomes(tiny)
+    assert sum(expected.values()) == pytest.approx(1)
+    verified, unverified = draw(tiny, 1500), draw(tiny, 400, verify_drafts=False)
+    assert verified.keys() <= expected.keys(), "nothing is said that ordinary sampling never says"
+    probabilities = torch.tensor(list(expected.values()))
+    counts, others = (torch.tensor([said[outcome] for outcome in expected]) for said in (verified, unverified))
+    assert chance_of_at_least(counts, probabilities) > ALPHA
+    assert chance_of_at_least(others, probabilities) < ALPHA**2, "the test tells drafts from what the model says"
+
+
+def test_sampling_is_repeatable_and_saves_forward_passes(taught, prompts):
+    options = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "min_new_tokens": NUM_NEW}
     torch.manual_seed(0)
-    ordinary = draw(tiny, 20_000, 5_000)
-    assert len(ordinary) > 20, "many continuations are likely"
-    assert chance_of_difference(ordinary, draw(tiny, 1_500, 1, parallel_heads=True)) > ALPHA
-    unverified = draw(tiny, 1_500, 1, parallel_heads=True, verify_drafts=False)
-    assert chance_of_difference(ordinary, unverified) < ALPHA, "the test tells drafts from what the model says"
+    first, num_passes = parallel(taught, prompts[0], **options)
+    torch.manual_seed(0)
+    assert parallel(taught, prompts[0], **options)[0].tolist() == first.tolist()
+    assert num_passes < NUM_NEW
 
 
 # ---- weights ----
@@ -283,3 +317,81 @@ def test_a_model_with_heads_is_saved_whole_and_still_a_llama(untaught, prompts, 
     llama = LlamaForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(llama(prompts[0]).logits, untaught(prompts[0]).logits)
+
+
+def test_without_heads_a_model_is_llama_to_the_name(untaught):
+    config = TinyWaveConfig.from_preset("nano-student", num_hidden_layers=1)
+    assert list(TinyWaveForCausalLM(config).state_dict()) == list(LlamaForCausalLM(config).state_dict())
+    own = [name for name in untaught.state_dict() if not name.startswith("parallel_heads.")]
+    assert own == list(LlamaForCausalLM(untaught.config).state_dict())
+
+
+def test_a_saved_model_drafts_where_the_package_is_missing(taught, prompts, tmp_path):
+    taught.save_pretrained(tmp_path / "heads")
+    ids, num_passes = parallel(taught, prompts[0], do_sample=False)
+    torch.save({"prompt": prompts[0], "ids": ids}, tmp_path / "ids.pt")
+    code = (
+        "import sys, torch\n"
+        "sys.modules['tinywave'] = None\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "saved = torch.load('ids.pt', weights_only=True)\n"
+        "model = AutoModelForCausalLM.from_pretrained('heads', trust_remote_code=True).eval()\n"
+        "llama = AutoModelForCausalLM.from_pretrained('heads').eval()\n"
+        "passes = []\n"
+        "model.model.register_forward_hook(lambda *_: passes.append(None))\n"
+        f"options = {{'parallel_heads': True, 'max_new_tokens': {NUM_NEW}, 'do_sample': False}}\n"
+        "ids = model.generate(saved['prompt'], output_modality='speech', **options)\n"
+        "assert torch.equal(ids, saved['ids'])\n"
+        "print(type(llama).__name__, len(passes))\n"
+    )
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert result.stdout.split() == ["LlamaForCausalLM", str(num_passes)], result.stderr
+
+
+def test_eight_bits_draft_and_verify(taught, prompts, tmp_path):
+    """Activations are rounded together, so the ids are those of the passes that verified them, and repeatable."""
+    taught.save_pretrained(tmp_path)
+    quantized = TinyWaveForCausalLM.from_pretrained(tmp_path).eval().quantize()
+    options = {"do_sample": False, "min_new_tokens": NUM_NEW}
+    ids, num_passes = parallel(quantized, prompts[0], **options)
+    assert ids.shape == (1, prompts[0].shape[1] + NUM_NEW) and num_passes <= NUM_NEW / 1.5
+    with torch.no_grad():
+        likeliest = taught(ids[:, :-1]).logits[0, prompts[0].shape[1] - 1 :, 512:1012].argmax(-1) + 512
+    assert (likeliest == ids[0, prompts[0].shape[1] :]).double().mean() >= 0.75, "nearly what it says unrounded"
+    quantized.save_pretrained(tmp_path / "int8")
+    loaded = TinyWaveForCausalLM.from_pretrained(tmp_path / "int8").eval()
+    assert parallel(loaded, prompts[0], **options)[0].tolist() == ids.tolist()
+
+
+def test_the_pipeline_and_its_stream_take_the_option(expressive_codec):
+    torch.manual_seed(0)
+    config = TinyWaveConfig.from_preset("nano-expressive-student", num_hidden_layers=1, num_parallel_heads=2)
+    model = TinyWaveForCausalLM(config).eval()
+    processor = TinyWaveProcessor.from_config(config, TinyWaveProcessor.from_pretrained(TEACHER).tokenizer)
+    pipeline = TinyWavePipeline(model, processor, expressive_codec)
+    prompt = [("speech", load_audio(sorted((AUDIO / "librivox").glob("*.flac"))[0])[:32_000])]
+    options = {"do_sample": False, "min_new_tokens": 20, "max_new_tokens": 20}
+    (expected,), (found,) = pipeline(prompt, **options), pipeline(prompt, parallel_heads=True, **options)
+    assert list(found.streams.ids) == list(expected.streams.ids) and len(found.streams.ids) == 20
+    streamed = list(pipeline.stream(prompt, parallel_heads=True, **options))
+    assert sum(len(piece.waveform) for piece in streamed) == len(expected.waveform)
+
+
+def test_what_parallel_heads_cannot_do_is_refused(taught, prompts):
+    without = TinyWaveForCausalLM(TinyWaveConfig.from_preset("nano-student", num_hidden_layers=1)).eval()
+    with pytest.raises(ValueError, match="without parallel heads; train some with `tinywave train-heads`"):
+        plain(without, torch.tensor([[1, 511, 600]]), parallel_heads=True)
+    refused = {
+        "found num_beams=2": {"num_beams": 2},
+        "found return_dict_in_generate=True": {"return_dict_in_generate": True},
+        "found a StaticCache": {"past_key_values": StaticCache(taught.config, max_cache_len=200)},
+        "found 2 rows; parallel heads continue one prompt at a time": {"num_return_sequences": 2, "do_sample": True},
+    }
+    for message, options in refused.items():
+        with pytest.raises(ValueError, match=message):
+            plain(taught, prompts[0], parallel_heads=True, **options)
+    with pytest.raises(Exception, match="num_parallel_heads is -1"):
+        TinyWaveConfig(num_parallel_heads=-1)

@@ -1,12 +1,22 @@
 """Heads learn what comes later; the model under them stays to the bit; the loss is the one written out by hand."""
 
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from tinywave.cli.main import main
+from tinywave.cli.recipe import read_recipe
+from tinywave.cli.shipped import TEACHER
 from tinywave.configuration_tinywave import TinyWaveConfig
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
+from tinywave.processing_tinywave import TinyWaveProcessor
 from tinywave.training.parallel_heads_training import ParallelHeadsArguments, ParallelHeadsTrainer
 
 SIZES = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
@@ -84,3 +94,57 @@ def test_a_model_without_heads_and_weights_of_zero_are_refused(tmp_path):
         make_trainer(tmp_path, make_model(0), make_model(1))
     with pytest.raises(ValueError, match="expected weights of 0 or more, not both 0"):
         ParallelHeadsArguments(output_dir=str(tmp_path), cross_entropy_weight=0.0, logits_weight=0.0)
+
+
+def test_models_of_other_id_layouts_are_refused(tmp_path):
+    other = TinyWaveForCausalLM(
+        TinyWaveConfig.from_preset("nano-student", **SIZES, num_key_value_heads=2, num_units=400)
+    )
+    with pytest.raises(ValueError, match="`num_units` is 500 in the student and 400 in the teacher"):
+        make_trainer(tmp_path, make_model(0, num_parallel_heads=2), other)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    """Folders of a small model, as student and teacher, and of unit shards; and a recipe of four steps."""
+    folder = tmp_path_factory.mktemp("material")
+    model = make_model(0)
+    tokenizer = TinyWaveProcessor.from_pretrained(TEACHER).tokenizer
+    model.save_pretrained(folder / "model")
+    TinyWaveProcessor.from_config(model.config, tokenizer).save_pretrained(folder / "model")
+    words = [{"word": "dog", "start": 0.0}]
+    rows = [
+        {"text": "dog", "words": words, "units": [(7 * index + frame) % 500 for frame in range(40)], "split": "train"}
+        | {"domain": "story"}
+        for index in range(8)
+    ]
+    (folder / "units").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), folder / "units" / "shard-00000.parquet")
+    recipe = read_recipe("nano/parallel_heads")
+    recipe["num_parallel_heads"] = 2
+    recipe["training"] |= {"max_steps": 4, "warmup_steps": 0, "save_steps": 2, "save_total_limit": 2}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def train_heads(material, output_dir) -> int:
+    return main(
+        ["train-heads", str(material / "recipe.yaml"), "--model", str(material / "model"), "--teacher",
+         str(material / "model"), "--units", str(material / "units"), "--output-dir", str(output_dir)]
+    )  # fmt: skip
+
+
+def test_the_verb_saves_a_model_with_heads_and_goes_on_where_it_was_cut(material, tmp_path, capsys):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train_heads(material, whole) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(whole)
+    shutil.copytree(whole / "checkpoint-2", cut / "checkpoint-2")
+    assert train_heads(material, cut) == 0
+    before, once, twice = (load_file(folder / "model.safetensors") for folder in (material / "model", whole, cut))
+    assert once.keys() == twice.keys() and once.keys() > before.keys()
+    assert all(torch.equal(once[name], twice[name]) for name in once), "the run that was cut ends where the other does"
+    assert all(torch.equal(once[name], before[name]) for name in before), "the model under the heads stays"
+    halfway = load_file(whole / "checkpoint-2" / "model.safetensors")
+    assert not torch.equal(halfway["parallel_heads.0.proj.weight"], once["parallel_heads.0.proj.weight"])
+    model, prompt = TinyWaveForCausalLM.from_pretrained(whole).eval(), torch.tensor([[1, 511, 600]])
+    assert model.generate(prompt, parallel_heads=True, do_sample=False, max_new_tokens=5).shape[1] <= 8
