@@ -74,7 +74,7 @@ def launch(blocks: gr.Blocks, host: str | None = None, port: int | None = None, 
     """Serve the page and return its address.
 
     Nothing is shared or tracked; no file is readable but those that the page itself made and the visitors' uploads;
-    visitors wait in a queue of 40 places, and whoever comes when it is full is told so.
+    visitors and programs wait in one queue of 40 places, and whoever comes when it is full is told so.
 
     Args:
         host (`str`, *optional*): to listen at. Default: GRADIO_SERVER_NAME, which a Space sets, or 127.0.0.1.
@@ -83,7 +83,7 @@ def launch(blocks: gr.Blocks, host: str | None = None, port: int | None = None, 
 
     Raises `OSError` where the port is taken.
     """
-    _, address, _ = blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1).launch(
+    _, address, _ = blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False).launch(
         server_name=host,
         server_port=port,
         prevent_thread_lock=not wait,

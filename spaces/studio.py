@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from ..eval.runner import evaluate_models
 from ..eval.suites import SuiteResult, read_suite
 from ..pipeline_tinywave import GeneratedSegment, TinyWavePipeline
 from ..processing_tinywave import TinyWaveProcessor
-from ..tokenization_tinywave import Segment, SpeechStreams, deduplicate
+from ..tokenization_tinywave import Segment, SpeechStreams, deduplicate, units_to_ids
 from ..vocoder_tinywave import Vocoder
 
 PLAIN, EXPRESSIVE = "plain", "expressive"
@@ -193,7 +193,7 @@ class Studio:
         options["stopping_criteria"] = StoppingCriteriaList([recorder])
         with self._turn:
             start, first_sound, spoken = time.perf_counter(), None, []
-            prompt = self.encode_conversation(conversation, variant)
+            prompt = self.encode_conversation(conversation, variant, sampling.style)
             torch.manual_seed(sampling.seed)
             with closing(pipeline.stream(prompt, output_modality, chunk_units=CHUNK_UNITS, **options)) as pieces:
                 for piece in pieces:
@@ -206,13 +206,22 @@ class Studio:
         tokens = conversation_to_tokens(pipeline, prompt, output_modality, recorder.ids)
         yield Answer(prompt, segments, tokens, seconds, first_sound)
 
-    def encode_conversation(self, conversation: list[Segment], variant: str) -> list[Segment]:
-        """Waveforms -> streams; text and streams stay as they are."""
-        codec = self.pipeline(variant).codec
-        return [
-            (modality, codec.encode([content])[0] if isinstance(content, np.ndarray) else content)
-            for modality, content in conversation
-        ]
+    def encode_conversation(
+        self, conversation: list[Segment], variant: str, style: str = AS_RECORDED
+    ) -> list[Segment]:
+        """Waveforms -> streams; text and streams stay as they are.
+
+        A style that is asked for is given to what was recorded as well: a model goes on as it was spoken to.
+        """
+        pipeline = self.pipeline(variant)
+        segments = []
+        for modality, content in conversation:
+            if isinstance(content, np.ndarray):
+                content = pipeline.codec.encode([content])[0]
+                if style != AS_RECORDED:
+                    content = replace(content, style=np.full_like(content.style, style_number(pipeline, style)))
+            segments.append((modality, content))
+        return segments
 
     def compare(self, waveform: np.ndarray, sampling: Sampling = Sampling()) -> Iterator[tuple[str, int, Answer]]:
         """The same prompt through teacher, student and the student without teacher -> (name, parameters, answer)."""
@@ -311,13 +320,19 @@ def generation_options(pipeline: TinyWavePipeline, output_modality: str, samplin
 
 def other_style_ids(pipeline: TinyWavePipeline, style: str) -> list[int]:
     """Ids of all styles but one. Raises `ValueError` where the model does not have that one."""
+    number = style_number(pipeline, style)
+    ids = pipeline.model.config.stream_ranges()["style"]
+    return [index for index in ids if index != ids[number]]
+
+
+def style_number(pipeline: TinyWavePipeline, style: str) -> int:
+    """Name of a style -> its token's number. Raises `ValueError` where the model does not have it."""
     encoder = pipeline.codec.style_encoder
     names = [] if encoder is None else list(encoder.config.style_names or [])
     if style not in names:
         known = ", ".join([AS_RECORDED, *names])
         raise ValueError(f"Found the style {style!r}; this model knows: {known}.")
-    ids = pipeline.model.config.stream_ranges()["style"]
-    return [index for index in ids if index != ids[names.index(style)]]
+    return names.index(style)
 
 
 def whole_segments(
@@ -330,15 +345,16 @@ def whole_segments(
         if modality == "text":
             segments.append(GeneratedSegment("text", seconds, seconds, text=content))
             continue
-        streams = content if isinstance(content, SpeechStreams) else SpeechStreams(content, ids=content)
-        if len(streams) == 0:
+        if not isinstance(content, SpeechStreams):  # a model of units alone writes plain units
+            content = SpeechStreams(content, ids=units_to_ids(content, pipeline.model.config))
+        if len(content) == 0:
             continue
         goes_on = position == 0 and prompt[-1][0] == "speech"
-        durations = predict_durations(codec, streams.units, prompt[-1][1] if goes_on else None)
+        durations = predict_durations(codec, content.units, prompt[-1][1] if goes_on else None)
         stop = start + codec.vocoder.samples_per_unit * int(durations.sum())
         rate = codec.output_sampling_rate
         segments.append(
-            GeneratedSegment("speech", seconds, stop / rate, None, spoken[start:stop], rate, streams, durations)
+            GeneratedSegment("speech", seconds, stop / rate, None, spoken[start:stop], rate, content, durations)
         )
         start = stop
     return segments

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -193,7 +194,7 @@ def test_pieces_are_the_whole_and_the_whole_is_the_pipelines(studio, clip, answe
     torch.manual_seed(SHORT.seed)
     options = {"max_new_tokens": 27, "min_new_tokens": 20, "do_sample": True, "temperature": 0.7, "top_p": 0.9}
     (expected,) = studio.pipeline("plain")([("speech", clip)], **options)
-    assert again.segments[0].streams == expected.streams
+    np.testing.assert_array_equal(again.segments[0].streams.units, expected.streams.units)
     np.testing.assert_array_equal(again.segments[0].durations, expected.durations)
     assert again.segments[0].end == pytest.approx(expected.end)
 
@@ -211,12 +212,10 @@ def test_tokens_are_those_of_prompt_and_answer(studio, clip, answer):
 
 def test_a_style_is_kept_to(studio, clip):
     *_, answer = studio.continue_speech(clip, "expressive", Sampling(seconds=2, style="happy"))
-    styles = studio.styles
-    (segment,) = answer.segments
-    config = studio.pipeline("expressive").model.config
-    first = config.stream_ranges()["style"].start
-    written = {styles[index - first] for index in segment.streams.ids if index >= first}
-    assert written == {"happy"}
+    number = studio.styles.index("happy")
+    assert set(re.findall(r"\[St\d+\]", answer.tokens)) == {f"[St{number}]"}
+    *_, as_recorded = studio.continue_speech(clip, "expressive", Sampling(seconds=2))
+    assert as_recorded.tokens != answer.tokens
 
 
 def test_a_model_without_styles_refuses_one(studio, clip):
