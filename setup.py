@@ -143,6 +143,7 @@ if __name__ == "__main__":
             "tinywave.eval": ["templates/*.j2"],
             **{f"tinywave.eval.metrics.{metric}": ["*"] for metric in METRICS},
             "tinywave.spaces": ["*"],
+            "tinywave.benchmarks": ["results/*"],
         },
         install_requires=REQUIREMENTS,
         extras_require=EXTRAS,
