@@ -38,15 +38,16 @@ START_SECONDS = 600
 WAIT_MILLISECONDS = 300_000
 ANSWER_SECONDS = 1.5
 
-# Notes on the page when the button was pressed and when the stream first had sound behind it.
+# Notes on the page when the button was pressed and when the stream's clock first moved, looking at every frame.
 CLOCK = """() => {
     window.pressed = window.heard = null;
     document.querySelector('#continue').addEventListener('click', () => { window.pressed ??= performance.now(); });
-    const listen = () => document.querySelectorAll('#live audio').forEach(player => {
-        player.ontimeupdate = () => { if (player.currentTime > 0) window.heard ??= performance.now(); };
-    });
-    new MutationObserver(listen).observe(document.body, {subtree: true, childList: true});
-    listen();
+    const look = () => {
+        const players = [...document.querySelectorAll('#live audio')];
+        if (players.some(player => player.currentTime > 0)) window.heard = performance.now();
+        else requestAnimationFrame(look);
+    };
+    look();
 }"""
 
 

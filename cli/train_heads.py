@@ -21,14 +21,13 @@ def add_arguments(parser):
 def run(arguments) -> int:
     """Train parallel heads for a model, and save it with them."""
     recipe = read_recipe(arguments.recipe)
-    streams = recipe.get("streams")
-    teacher, tokenizer = load_for_training(arguments.teacher, streams)
     set_seed(recipe["seed"])
     model = TinyWaveForCausalLM.from_pretrained(
         arguments.model, dtype="float32", num_parallel_heads=recipe["num_parallel_heads"]
     )
-    if streams is not None:
-        model.config = model.config.with_streams(streams)
+    # A teacher of more streams, such as the shipped one, teaches those of the student.
+    streams = [name for name in model.config.stream_ranges() if name != "text"]
+    teacher, tokenizer = load_for_training(arguments.teacher, streams)
     train_parallel_heads(
         model,
         teacher,
