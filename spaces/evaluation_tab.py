@@ -14,8 +14,7 @@ COLUMNS = ["suite", "model", "pairs", "right, %", "from, %", "to, %"]
 EXPLANATION = (
     "Each pair holds something said right and something said almost right: a word and a non-word, a grammatical "
     "sentence and one that is not, a fitting and an unfitting end of a story, one voice and a change of voice. "
-    "The model is right when it finds the first more likely. Guessing gets 50 %. These are the first pairs of each "
-    "suite; few pairs make wide intervals."
+    "The model is right when it finds the first more likely. Guessing gets 50 %. Few pairs make wide intervals."
 )
 
 
@@ -39,7 +38,7 @@ def build_evaluation_tab(studio: Studio) -> None:
         [num_pairs],
         [picture, table, status],
         api_name="evaluate",
-        api_description="Score every model on the first pairs of each suite: a plot and a table.",
+        api_description="Score every model on some pairs of each suite: a plot and a table.",
         show_progress_on=[status],
         **ONE_AT_A_TIME,
     )

@@ -42,7 +42,7 @@ STYLE = """
 .gradio-container { width: 100%; max-width: 1060px !important; margin: 0 auto; }
 .gradio-container h1 { font-weight: 650; letter-spacing: -0.02em; margin-bottom: 0.2em; }
 #introduction { max-width: 44em; }
-#status, #chat_status { min-height: 3.2em; }
+#status { min-height: 3.2em; }
 @media (max-width: 640px) { .gradio-container .fillable { padding: 12px !important; } }
 """
 

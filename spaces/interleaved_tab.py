@@ -84,7 +84,7 @@ def build_interleaved_tab(studio: Studio) -> None:
         variant = variant_input(studio)
         settings = [style_input(studio, variant), *sampling_inputs()]
     with gr.Accordion("Tokens", open=False):
-        tokens = gr.Textbox(show_label=False, lines=4, max_lines=12, interactive=False)
+        tokens = gr.Textbox(show_label=False, lines=4, max_lines=12, interactive=False, elem_id="chat_tokens")
 
     @on_gpu
     @shows_errors
@@ -104,8 +104,8 @@ def build_interleaved_tab(studio: Studio) -> None:
         **ONE_AT_A_TIME,
     )
     stop.click(lambda: "Stopped.", None, status, cancels=[event], **INTERNAL)
-    # The units of one variant mean nothing to the other.
-    for start_again in (clear.click, variant.change):
+    # The page's own bin empties what is seen only, and the units of one variant mean nothing to the other.
+    for start_again in (clear.click, chat.clear, variant.change):
         start_again(lambda: ([], Conversation(), "", ""), None, [chat, conversation, tokens, status], **INTERNAL)
 
 

@@ -32,7 +32,9 @@ NO_DISTILLATION = "no_distillation"
 QUICKSTART = Path("outputs/quickstart")
 # Tokens that make a second of speech: units without repeats, and with pitch and style among them.
 TOKENS_PER_SECOND = {PLAIN: 18, EXPRESSIVE: 28}
-CHUNK_UNITS = 10  # 0.4 s of speech in a piece
+# 0.8 s of speech in a piece. A browser starts on the first piece that is long enough, and waits for more after a short
+# one: with pieces of 0.4 s the first sound comes later, not sooner.
+CHUNK_UNITS = 20
 LEAST_TOKENS = 20
 MAX_SECONDS = 20.0
 MAX_PAIRS = 100
@@ -242,7 +244,9 @@ class Studio:
         return streams, streams_to_record(streams, codec, len(waveform) / codec.input_sampling_rate), spoken
 
     def evaluate(self, num_pairs: int) -> Iterator[dict[str, dict[str, SuiteResult]]]:
-        """The first pairs of each shipped suite through every model -> {suite: {model: result}}, growing by a suite.
+        """Some pairs of each shipped suite through every model -> {suite: {model: result}}, growing by a suite.
+
+        The pairs are spread evenly over a suite, so that each of its parts is met.
 
         Raises `ValueError` for another number than 2 to 100, and for a model of other units than the suites'.
         """
@@ -256,9 +260,11 @@ class Studio:
         codec = pipelines[TEACHER].codec
         results: dict[str, dict[str, SuiteResult]] = {}
         for manifest in sorted(shipped.suites_of(codec.stream_names).glob("*.parquet")):
+            pairs = read_suite(manifest)
+            places = np.linspace(0, len(pairs), min(int(num_pairs), len(pairs)), endpoint=False).astype(int)
             evaluation = evaluate_models(
                 {name: pipeline.model for name, pipeline in pipelines.items()},
-                {manifest.stem: read_suite(manifest)[: int(num_pairs)]},
+                {manifest.stem: [pairs[place] for place in places]},
                 encoder=codec.fingerprint(),
                 progress=False,
             )

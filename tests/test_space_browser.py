@@ -213,6 +213,14 @@ def test_a_conversation_of_text_and_speech(page):
     page.get_by_label("speech", exact=True).check()
     say(page, "There he saw a duck.")
     page.wait_for_selector("#chat .bot audio, #chat .bot [data-testid^=waveform]")
+    page.locator("#chat").get_by_label("Clear").click()
+    page.wait_for_function("() => document.querySelectorAll('#chat .user').length === 0")
+    page.get_by_label("text", exact=True).check()
+    say(page, "Behind the barn, she found a lamb.")
+    page.get_by_role("button", name="Tokens").click()
+    page.wait_for_function("() => document.querySelector('#chat_tokens textarea')?.value.includes('Behind the barn')")
+    # The conversation that was thrown away is not in what the model reads.
+    assert "Emma" not in page.locator("#chat_tokens textarea").input_value().split("lamb.")[0]
 
 
 def test_a_phone_scrolls_in_one_direction_only(page):
