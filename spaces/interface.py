@@ -43,6 +43,7 @@ STYLE = """
 .gradio-container h1 { font-weight: 650; letter-spacing: -0.02em; margin-bottom: 0.2em; }
 #introduction { max-width: 44em; }
 #status { min-height: 3.2em; }
+#chat button[title="Share"] { display: none; }
 @media (max-width: 640px) { .gradio-container .fillable { padding: 12px !important; } }
 """
 

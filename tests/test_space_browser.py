@@ -213,6 +213,8 @@ def test_a_conversation_of_text_and_speech(page):
     page.get_by_label("speech", exact=True).check()
     say(page, "There he saw a duck.")
     page.wait_for_selector("#chat .bot audio, #chat .bot [data-testid^=waveform]")
+    assert page.locator("#chat").get_by_label("Download").is_visible()
+    assert not page.locator("#chat").get_by_label("Share").is_visible()  # nothing leaves this server
     page.locator("#chat").get_by_label("Clear").click()
     page.wait_for_function("() => document.querySelectorAll('#chat .user').length === 0")
     page.get_by_label("text", exact=True).check()
