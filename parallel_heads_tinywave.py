@@ -135,7 +135,7 @@ def generate_with_heads(
         hidden, logits = decoder.read(ids, drafts)
         for num_kept in range(len(drafts) + 1):
             draft = drafts[num_kept] if num_kept < len(drafts) else None
-            scores = logits_processor(ids, logits[num_kept, None])[0]
+            scores = _process(logits_processor, ids, logits[num_kept, None])
             token_id = _say(scores, draft, do_sample, verify_drafts)
             new_id = ids.new_tensor([token_id])
             ids = torch.cat([ids, new_id[None]], dim=1)
@@ -200,16 +200,26 @@ def _draft(
     do_sample: bool,
 ) -> list[Draft]:
     """Propose a token with every head after ids `(1, T)`; `state` `(1, d)` is the hidden one before the last id."""
-    embed, drafts = model.get_input_embeddings(), []
+    embed, ends, drafts = model.get_input_embeddings(), model.config.eos_token_ids, []
     for head in heads:
         state = head(state, embed(ids[:, -1]))
-        scores = logits_processor(ids, model.lm_head(state).float())[0]
+        scores = _process(logits_processor, ids, model.lm_head(state).float())
         probabilities = scores.softmax(-1) if do_sample else None
         drafts.append(Draft(int(scores.argmax()) if probabilities is None else _sample(probabilities), probabilities))
-        if drafts[-1].token_id in model.config.eos_token_ids:
+        if drafts[-1].token_id in ends:
             break
         ids = torch.cat([ids, ids.new_tensor([[drafts[-1].token_id]])], dim=1)
     return drafts
+
+
+def _process(logits_processor: LogitsProcessorList, ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+    """Scores `(1, V)` after ids `(1, T)` -> scores `(V,)`.
+
+    Calling the list would inspect the signature of each processor anew, which takes as long as a head.
+    """
+    for processor in logits_processor:
+        scores = processor(ids, scores)
+    return scores[0]
 
 
 def _sample(weights: torch.Tensor) -> int:

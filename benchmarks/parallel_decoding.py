@@ -144,9 +144,9 @@ def _mean(values: Sequence[float]) -> dict:
 
 
 def tokens_per_pass_by_heads(model, judge, prompts, sampling: Mapping) -> dict[str, dict]:
-    """Verified tokens per pass with the first head alone, with two, and so on."""
+    """Verified tokens per pass with the first head alone, with two, and so on, short of all."""
     heads, found = list(model.parallel_heads), {}
-    for count in range(1, len(heads) + 1):
+    for count in range(1, len(heads)):
         model.parallel_heads = nn.ModuleList(heads[:count])
         continuations = continue_all(model, judge, prompts, sampling, [VERIFIED])[VERIFIED]
         found[str(count)] = ratio_of_sums(
