@@ -217,6 +217,9 @@ def evaluate_on_ranks(folder):
     except (ScoringError, RuntimeError) as error:
         record["error"] = f"{type(error).__name__}: {error}"
     (Path(folder) / f"rank_{trainer.args.process_index}.json").write_text(json.dumps(record))
+    # A process that leaves while the other still talks to it would end that one with an error.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def test_the_main_process_scores_for_all(tmp_path):
