@@ -29,6 +29,7 @@ from .tokenization_tinywave import (
     deduplicate,
     ids_to_streams,
     modality_of_ids,
+    units_to_ids,
 )
 from .vocoder_inputs_tinywave import with_predicted_durations
 
@@ -236,7 +237,10 @@ class TinyWavePipeline:
                 generated.append(GeneratedSegment("text", seconds, seconds, text=content))
                 continue
             # A model without pitch and style writes plain units, one a token.
-            streams = content if hasattr(content, "units") else SpeechStreams(content, ids=content)
+            if hasattr(content, "units"):
+                streams = content
+            else:
+                streams = SpeechStreams(content, ids=units_to_ids(content, self.model.config))
             if len(streams) == 0:
                 continue
             goes_on = position == 0 and len(prompt) > 0 and prompt[-1][0] == "speech"

@@ -96,6 +96,10 @@ def test_new_units_are_the_greedy_choice_of_the_model(parts, pipeline, speech):
         logits = parts["model"](torch.tensor([[config.bos_token_id, config.speech_marker_id, *prompt]])).logits[0, -1]
     choices = logits[config.unit_offset : config.unit_offset + NUM_UNITS]
     assert result.streams.units.tolist() == [int(choices.argmax())]
+    # What was said can be given back: the processor writes it into the next prompt as it was generated.
+    assert result.streams.ids.tolist() == [config.unit_offset + int(choices.argmax())]
+    row = pipeline.processor([[("speech", result.streams), ("text", "the")]], output_modality="speech")["input_ids"][0]
+    assert row[:3].tolist() == [config.bos_token_id, config.speech_marker_id, *result.streams.ids]
 
 
 def test_a_batch_says_what_each_conversation_says_alone(pipeline, speech):

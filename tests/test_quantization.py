@@ -51,9 +51,9 @@ def test_a_layer_is_its_own_rounding_in_float64(shape, dtype):
     layer, inputs = Int8Linear.from_linear(linear), torch.randn(shape, dtype=dtype)
     output = layer(inputs)
     assert output.dtype == dtype and output.shape == (*shape[:-1], 48)
-    # The activations have 256 (or, without VNNI, 128) steps between the least and the greatest of them.
+    # The activations of a token have as many steps to its largest one.
     values = inputs.double()
-    step = (max(float(values.max()), 0) - min(float(values.min()), 0)) / (127 if layer._reduce_range else 255)
+    step = values.abs().amax(-1, keepdim=True) / layer._largest
     weight = linear.weight.detach().double()
     of_weights = values.abs().sum(-1, keepdim=True) * layer.scale.double() / 2
     largest_error = (weight.abs().sum(1) * step / 2 + of_weights).max()
@@ -62,6 +62,16 @@ def test_a_layer_is_its_own_rounding_in_float64(shape, dtype):
     error = (output.double() - exact).abs().max()
     assert 0 < error < largest_error + rounding
     assert (output.double() - exact).norm() / exact.norm() < 0.02
+
+
+def test_a_token_is_computed_as_if_it_were_alone():
+    """Loud tokens beside it change nothing, to the bit; so a batch, or a draft, says what single tokens say."""
+    torch.manual_seed(0)
+    layer = Int8Linear.from_linear(nn.Linear(64, 48, bias=False))
+    tokens = torch.randn(4, 64) * torch.tensor([1e-3, 1.0, 30.0, 0.0])[:, None]
+    together = layer(tokens)
+    assert all(torch.equal(layer(token[None])[0], output) for token, output in zip(tokens, together, strict=True))
+    assert not together[3].any(), "nothing gives nothing"
 
 
 def test_a_layer_with_a_bias_and_another_device_are_refused():

@@ -1,8 +1,9 @@
 """Linear layers with 8-bit weights for the CPU, with nothing to install beside PyTorch.
 
 A token that is generated reads every weight once, so its time is that of reading them: a quarter of the bytes of
-float32. Weights are rounded per output channel, activations together at every call, and their products are summed as
-integers (dynamic quantization, Jacob et al. 2018, arXiv 1712.05877).
+float32. Weights are rounded per output channel and activations per token, at every call, and their products are
+summed as integers (dynamic quantization, Jacob et al. 2018, arXiv 1712.05877). A token's output so depends on no other
+token: not on the batch, nor on how many are computed together.
 """
 
 import platform
@@ -13,8 +14,8 @@ import torch
 from torch import nn
 
 INT8 = "int8"
-# Of PyTorch's 8-bit kernels: those of x86, which are the fastest at batch 1, then those of ARM.
-_ENGINES = ("x86", "qnnpack")
+# PyTorch's 8-bit kernels that take a scale of ours; they are the fastest at batch 1, too.
+_ENGINE = "x86"
 
 
 def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,7 +58,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", torch.ones(out_features, dtype=torch.float32))
         self._packed = None
         # Without VNNI the kernels add two products of 8 bits in 16, which overflows unless activations have 7.
-        self._reduce_range = not torch.cpu._is_vnni_supported()
+        self._largest = 127 if torch.cpu._is_vnni_supported() else 63
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> "Int8Linear":
@@ -72,7 +73,10 @@ class Int8Linear(nn.Module):
         """`(..., in_features)` of any floating-point type -> `(..., out_features)` of the same type."""
         if self._packed is None:
             self._packed = self._pack()
-        output = torch.ops.quantized.linear_dynamic(hidden_states.float(), self._packed, self._reduce_range)
+        values = hidden_states.float()
+        largest = values.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        output = multiply(values / largest, 1 / self._largest, self._largest + 1, self._packed) * largest
         return output.to(hidden_states.dtype)
 
     def _pack(self):
@@ -80,10 +84,9 @@ class Int8Linear(nn.Module):
             raise RuntimeError(
                 f"8-bit weights run on the CPU; found {self.int8_weight.device}. Load the model in bfloat16."
             )
-        engine = next((name for name in _ENGINES if name in torch.backends.quantized.supported_engines), None)
-        if engine is None:
+        if _ENGINE not in torch.backends.quantized.supported_engines:
             raise RuntimeError(f"PyTorch has no 8-bit kernels for this CPU ({platform.machine()}); use bfloat16.")
-        chosen, torch.backends.quantized.engine = torch.backends.quantized.engine, engine
+        chosen, torch.backends.quantized.engine = torch.backends.quantized.engine, _ENGINE
         try:
             with warnings.catch_warnings():
                 # Announced for removal, and still what the packing takes.
