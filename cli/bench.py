@@ -29,5 +29,5 @@ def run(arguments) -> int:
         print(json.dumps(row))
         return 0
     for name, value in row.items():
-        print(f"{name.replace('_', ' '):>22}  {value:,.4g}" if isinstance(value, float) else f"{name:>22}  {value}")
+        print(f"{name.replace('_', ' '):>22}  {f'{value:,.4g}' if isinstance(value, float) else value}")
     return 0

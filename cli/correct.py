@@ -6,6 +6,7 @@ from ..data.collators import CausalLanguageModelCollator
 from ..processing_tinywave import TinyWaveProcessor
 from ..training.arguments import CorrectionArguments
 from ..training.checkpoints import last_checkpoint
+from ..training.model_card import write_correction_card
 from ..training.teacher_correction import correct_teacher
 from .loading import load_for_training
 from .recipe import read_recipe
@@ -29,15 +30,16 @@ def run(arguments) -> int:
 def correct(recipe: dict, teacher: str | Path, units_folder: str | Path, output_dir: str | Path):
     """Corrects a teacher on the training documents of `units_folder`, and returns it."""
     model, tokenizer = load_for_training(teacher, recipe.get("streams"))
-    return correct_teacher(
-        model,
-        make_dataset(recipe, units_folder, "train", model.config, tokenizer),
-        CausalLanguageModelCollator(model.config.pad_token_id),
-        CorrectionArguments(
-            output_dir=str(output_dir),
-            seed=recipe["seed"],
-            resume_from_checkpoint=last_checkpoint(Path(output_dir)),
-            **recipe["training"],
-        ),
-        TinyWaveProcessor.from_config(model.config, tokenizer),
+    dataset = make_dataset(recipe, units_folder, "train", model.config, tokenizer)
+    args = CorrectionArguments(
+        output_dir=str(output_dir),
+        seed=recipe["seed"],
+        resume_from_checkpoint=last_checkpoint(Path(output_dir)),
+        **recipe["training"],
     )
+    collator = CausalLanguageModelCollator(model.config.pad_token_id)
+    processor = TinyWaveProcessor.from_config(model.config, tokenizer)
+    corrected = correct_teacher(model, dataset, collator, args, processor)
+    if args.should_save:
+        write_correction_card(output_dir, teacher=teacher, args=args, num_examples=len(dataset))
+    return corrected

@@ -95,15 +95,16 @@ def distill(
     trainer.train(resume_from_checkpoint=last_checkpoint(Path(output_dir)))
     trainer.save_model()
     trainer.save_state()
-    write_model_card(
-        output_dir,
-        teacher=teacher,
-        parameters=(student.num_parameters(), model.num_parameters()),
-        layer_map=layer_map,
-        args=trainer.args,
-        num_examples=len(dataset),
-        num_steps=trainer.state.global_step,
-    )
+    if trainer.args.should_save:
+        write_model_card(
+            output_dir,
+            teacher=teacher,
+            parameters=(student.num_parameters(), model.num_parameters()),
+            layer_map=layer_map,
+            args=trainer.args,
+            num_examples=len(dataset),
+            num_steps=trainer.state.global_step,
+        )
     return trainer
 
 

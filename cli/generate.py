@@ -9,14 +9,12 @@ from tqdm.auto import tqdm
 from transformers.trainer_utils import set_seed
 
 from ..codec_tinywave import SpeechCodec
-from ..data.audio_io import AudioError, load_audio, write_audio
+from ..data.audio_io import AUDIO_SUFFIXES, AudioError, load_audio, write_audio
 from ..generation_tinywave import OUTPUT_MODALITIES
 from ..pipeline_tinywave import GeneratedSegment, TinyWavePipeline
 from .loading import add_codec_arguments, load_language_model, open_codec
+from .main import EXIT_FAILED
 from .shipped import TEACHER
-
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-EXIT_FAILED = 2
 
 
 def add_arguments(parser):
@@ -39,6 +37,12 @@ def add_arguments(parser):
     parser.add_argument("--min-new-tokens", type=int, default=20, help="least tokens to add before the model may end")
     parser.add_argument("--temperature", type=float, default=0.8, help="of sampling; 0 takes the likeliest unit")
     parser.add_argument("--top-k", type=int, default=25, help="sample from this many likeliest units")
+    parser.add_argument(
+        "--parallel-heads",
+        action="store_true",
+        help="let the model's parallel heads draft several tokens for each forward pass, and verify them; for models "
+        "that `tinywave train-heads` wrote, one recording at a time",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same continuation")
     parser.add_argument("--with-prompt", action="store_true", help="write the prompt before the continuation")
 
@@ -173,4 +177,5 @@ def sampling_options(arguments) -> dict:
             "of 0 or more, a top-k and most new tokens of 1 or more, and no negative number of new tokens"
         )
     sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {"do_sample": False}
-    return sampling | {"min_new_tokens": min(least, most), "max_new_tokens": most}
+    heads = {"parallel_heads": True} if arguments.parallel_heads else {}
+    return sampling | heads | {"min_new_tokens": min(least, most), "max_new_tokens": most}

@@ -7,10 +7,11 @@ from ..data.audio_io import load_audio
 from ..data.codec_loading import load_codec
 from ..pipeline_tinywave import TinyWavePipeline
 from ..publishing.model_repository import Assembly, Source, build_repository, repository_files
-from ..publishing.run_facts import CARD, RunFacts, read_licence, read_run_facts
+from ..publishing.run_facts import RunFacts, read_run_facts
 from ..publishing.space_repository import demo_folder, metric_folders
 from ..publishing.upload import check_repo_id, check_token, upload_repository
 from ..speech_encoder_tinywave import QUANTIZER_FILE
+from ..training.model_card import CARD, read_licence
 from .loading import add_codec_arguments, load_language_model, open_codec
 from .shipped import AUDIO, CODEC, speech_encoder_of
 
@@ -117,7 +118,7 @@ def codec_licences(arguments, streams) -> list[tuple[str, str]]:
     folders["vocoder"] = Path(arguments.vocoder or arguments.codec)
     if {"pitch", "style"} & set(streams):
         folders["pitch and style encoders"] = Path(arguments.codec)
-    stated = {part: read_licence(folder / CARD).get("license") for part, folder in folders.items()}
+    stated = {part: read_licence(folder).get("license") for part, folder in folders.items()}
     licences = [(part, licence) for part, licence in stated.items() if licence]
     if (encoder / QUANTIZER_FILE).is_file():
         # Only the centroids are in that folder; the layers below them come from OpenAI's Whisper base.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from ..training.model_card import read_licence
 
 LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "USE_POLICY.md", "NOTICE")
 
@@ -61,16 +61,5 @@ UNKNOWN = Licence(
 
 def stated_licence(folder: Path) -> str | None:
     """Return the `license` that the card of a source folder states in its front matter, or None."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
-    if len(parts) < 3 or parts[0].strip():
-        return None
-    try:
-        front_matter = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
-        return None
-    if not isinstance(front_matter, dict) or not front_matter.get("license"):
-        return None
-    return str(front_matter.get("license_name") or front_matter["license"])
+    stated = read_licence(folder)
+    return stated.get("license_name") or stated.get("license")

@@ -11,6 +11,9 @@ import numpy as np
 import soundfile
 import soxr
 
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+"""Files that are taken for recordings where a folder of them is read."""
+
 
 class AudioError(ValueError):
     """Audio that cannot be used; the message says which, what was found and what is expected."""

@@ -23,11 +23,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..data.audio_io import AUDIO_SUFFIXES
 from .aggregation import OUT_OF_VOCABULARY, SALMON_PARTS
 from .suites import HALVES, SuiteError
 
 POSITIVE, NEGATIVE = HALVES
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
 MANIFEST_SUFFIXES = (".parquet", ".jsonl")
 MANIFEST_COLUMNS = ("id", "positive", "negative", "voice", "group", "text")
 """Columns of a manifest of recordings; "suite", "part", "positive_text" and "negative_text" may come as well."""

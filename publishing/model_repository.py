@@ -18,10 +18,11 @@ from ..data.audio_io import write_audio
 from ..eval.result_records import write_hub_results
 from ..eval.results import write_json
 from ..pipeline_tinywave import TinyWavePipeline
+from ..training.model_card import CARD
 from ..vocoder_tinywave import Vocoder
 from .clean_check import CheckResult, check_repository
 from .repository_card import CodecFacts, Example, repository_card
-from .run_facts import CARD, HUB_RESULTS, RunFacts
+from .run_facts import HUB_RESULTS, RunFacts
 from .upload import IGNORED, STAMP
 
 EXAMPLES = "examples"

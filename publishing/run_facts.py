@@ -18,8 +18,8 @@ from ..data.corpus import MANIFEST, iterate_corpus
 from ..eval.result_records import WHOLE_SUITE
 from ..eval.results import STUDENT
 from ..eval.results import TEACHER as TEACHER_ROLE
+from ..training.model_card import CARD, read_licence
 
-CARD = "README.md"
 EVALUATION, REPORT, RESULTS, CONTINUATIONS = "evaluation.json", "report.json", "results.json", "continuations.json"
 CORPUS, HUB_RESULTS = "corpus", ".eval_results"
 # Which recipe of a quickstart made which of its models.
@@ -130,14 +130,6 @@ def read_run_facts(folder: str | Path) -> RunFacts:
     )
 
 
-def read_licence(card: Path) -> dict:
-    """`license`, `license_name` and `license_link` of a card's front matter, those that it states."""
-    if not card.is_file():
-        return {}
-    stated = ModelCard.load(card).data.to_dict()
-    return {name: stated[name] for name in ("license", "license_name", "license_link") if stated.get(name)}
-
-
 def evaluation_to_results(evaluation: dict, role: str) -> list[dict]:
     """The accuracies of one model in an `evaluation.json` -> records of whole suites, see `eval.result_records`."""
     kept = evaluation.get("retention", {}).get("suites", {}) if role == STUDENT else {}
@@ -165,7 +157,7 @@ def _read_json(path: Path) -> dict | list:
 def _licence(folder: Path, report: dict) -> dict:
     """What the model's own card states; a quickstart starts from the shipped teacher, whose licence goes on."""
     is_quickstart = "correction" in report.get("configuration", {})
-    return read_licence(folder / CARD) or (read_licence(TEACHER / CARD) if is_quickstart else {})
+    return read_licence(folder) or (read_licence(TEACHER) if is_quickstart else {})
 
 
 def _training_section(folder: Path) -> str | None:

@@ -374,6 +374,23 @@ def test_a_recording_is_continued(recording, generate):
     np.testing.assert_array_equal(with_prompt[24_000:], first)
 
 
+def test_parallel_heads_are_asked_for_by_name_and_have_to_be_there(recording, codec, language_model, tmp_path, capsys):
+    from tinywave import TinyWaveForCausalLM, TinyWaveProcessor
+
+    arguments = [str(recording), str(tmp_path / "out.wav"), "--codec", str(codec), "--griffin-lim"]
+    arguments += ["--temperature", "0"]
+    options = ["--max-new-tokens", "12", "--parallel-heads"]
+    assert command_line.main(["generate", *arguments, *options, "--model", str(language_model)]) == 2
+    assert "found a model without parallel heads" in capsys.readouterr().err
+    model = TinyWaveForCausalLM.from_pretrained(language_model, num_parallel_heads=2)
+    model.save_pretrained(tmp_path / "heads")
+    TinyWaveProcessor.from_pretrained(language_model).save_pretrained(tmp_path / "heads")
+    assert command_line.main(["generate", *arguments, *options, "--model", str(tmp_path / "heads")]) == 0
+    drafted = load_audio(tmp_path / "out.wav")
+    assert command_line.main(["generate", *arguments, *options[:2], "--model", str(tmp_path / "heads")]) == 0
+    np.testing.assert_array_equal(load_audio(tmp_path / "out.wav"), drafted)
+
+
 def test_a_folder_is_continued_in_batches_and_resumed(recording, codec, language_model, tmp_path, capsys):
     prompts, output = tmp_path / "prompts", tmp_path / "continued"
     prompts.mkdir()

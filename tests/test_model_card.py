@@ -1,10 +1,10 @@
-"""The card of a distilled student says what its run did, in a form that the Hub reads."""
+"""The cards of corrected teachers and distilled students say what their runs did, in a form that the Hub reads."""
 
 from huggingface_hub import ModelCard
 
-from tinywave.training.arguments import DistillationArguments
+from tinywave.training.arguments import CorrectionArguments, DistillationArguments
 from tinywave.training.layer_map import LayerMap
-from tinywave.training.model_card import write_model_card
+from tinywave.training.model_card import read_licence, write_correction_card, write_model_card
 
 
 def write_card(tmp_path, teacher_card=None):
@@ -40,6 +40,19 @@ def test_the_licence_of_the_teacher_is_passed_on(tmp_path):
     card = write_card(tmp_path, front)
     assert card.data.license == "other"
     assert card.data.to_dict()["license_name"] == "fair-noncommercial-research"
+
+
+def test_the_licence_outlives_a_correction(tmp_path):
+    source, corrected = tmp_path / "source", tmp_path / "corrected"
+    source.mkdir()
+    corrected.mkdir()
+    front = "---\nlicense: other\nlicense_name: fair-noncommercial-research\n---\n# Source\n"
+    (source / "README.md").write_text(front)
+    args = CorrectionArguments(output_dir=str(corrected), use_cpu=True, lora_rank=8)
+    card = ModelCard.load(write_correction_card(corrected, teacher=source, args=args, num_examples=77))
+    assert "LoRA of rank 8" in card.text and "77 documents" in card.text
+    expected = {"license": "other", "license_name": "fair-noncommercial-research"}
+    assert read_licence(corrected) == read_licence(source) == expected
 
 
 def test_without_a_card_no_licence_is_claimed(tmp_path):

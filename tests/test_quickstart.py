@@ -11,6 +11,7 @@ from tinywave.cli.main import main
 from tinywave.cli.recipe import read_recipe
 from tinywave.cli.shipped import TEACHER
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
+from tinywave.training.model_card import read_licence
 
 MODELS = ("teacher", "student", "no_distillation")
 
@@ -78,6 +79,7 @@ def test_training_moved_the_parameters_and_kept_complete_repositories(output):
     for name in MODELS:
         files = {path.name for path in (output / name).iterdir()}
         assert {"config.json", "model.safetensors", "tokenizer.json", "modeling_tinywave.py"} <= files
+        assert read_licence(output / name) == read_licence(TEACHER) == {"license": "apache-2.0"}
 
 
 def test_the_report_page_plays_every_recording(output):

@@ -219,6 +219,7 @@ def test_half_of_the_shipped_teacher_predicts_better_by_importance_than_by_posit
         (dict(vocab_size=65), "shares its `vocab_size`; found 65 in the student's config and 64 in the teacher's"),
         (dict(hidden_act="gelu"), "shares its `hidden_act`; found gelu"),
         (dict(tie_word_embeddings=True), "shares its `tie_word_embeddings`"),
+        (dict(num_attention_heads=3), "has 3 attention heads and 2 key-value heads, which cannot share them evenly"),
         (dict(num_hidden_layers=2), "makes a student of 3 blocks; its config has 2"),
     ],
 )

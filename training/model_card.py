@@ -1,11 +1,12 @@
-"""The model card of a distilled student, from the facts of its run."""
+"""Model cards of corrected teachers and of distilled students, from the facts of their runs."""
 
 import os
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from .arguments import DistillationArguments
+from .arguments import CorrectionArguments, DistillationArguments
 from .layer_map import LayerMap
 
 CARD = "README.md"
@@ -34,6 +35,55 @@ def describe_terms(args: DistillationArguments) -> list[str]:
     ]
 
 
+def read_licence(folder: str | os.PathLike) -> dict[str, str]:
+    """`license`, `license_name` and `license_link` of the card in a folder, those that its front matter states."""
+    card = Path(folder) / CARD
+    if not card.is_file():
+        return {}
+    try:
+        stated = ModelCard(card.read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True).data
+    except (ValueError, yaml.YAMLError):
+        return {}
+    names = ("license", "license_name", "license_link")
+    return {name: str(value) for name in names if (value := stated.to_dict().get(name))}
+
+
+def _front_matter(teacher: str | os.PathLike, *tags: str) -> str:
+    """The front matter of a model made from a teacher, whose licence goes on to hold."""
+    data = ModelCardData(
+        **read_licence(teacher),
+        library_name="transformers",
+        pipeline_tag="audio-to-audio",
+        tags=["tinywave", "speech", *tags],
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def write_correction_card(
+    folder: str | os.PathLike, *, teacher: str | os.PathLike, args: CorrectionArguments, num_examples: int
+) -> Path:
+    """Writes README.md beside a corrected teacher.
+
+    Args:
+        folder: of the corrected teacher.
+        teacher: folder of what it was before; the licence that its card states is passed on.
+        args: of the correction.
+        num_examples: documents that it was corrected on.
+    """
+    content = f"""{_front_matter(teacher, "lora")}
+
+# {Path(folder).resolve().name}
+
+{Path(teacher).resolve().name}, corrected on the speech that a student will learn from, as in TinyWave
+([arXiv 2506.23670](https://arxiv.org/abs/2506.23670)): LoRA of rank {args.lora_rank} (alpha {args.lora_alpha}) on
+{", ".join(args.lora_target_modules)}, {num_examples:,} documents, learning rate {args.learning_rate:g},
+seed {args.seed}; merged into the weights, so that it loads as it did before.
+"""
+    path = Path(folder) / CARD
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
 def write_model_card(
     folder: str | os.PathLike,
     *,
@@ -54,18 +104,8 @@ def write_model_card(
         num_examples, num_steps: documents that it learnt from, and optimizer steps.
     """
     share = 100 * parameters[0] / parameters[1]
-    stated = ModelCard.load(Path(teacher) / CARD).data if (Path(teacher) / CARD).is_file() else ModelCardData()
-    data = ModelCardData(
-        license=stated.license,
-        license_name=stated.to_dict().get("license_name"),
-        library_name="transformers",
-        pipeline_tag="audio-to-audio",
-        tags=["tinywave", "speech", "knowledge-distillation"],
-    )
     terms = "\n".join(f"- {line}" for line in describe_terms(args))
-    content = f"""---
-{data.to_yaml()}
----
+    content = f"""{_front_matter(teacher, "knowledge-distillation")}
 
 # {Path(folder).resolve().name}
 

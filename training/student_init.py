@@ -136,6 +136,11 @@ def _checked_config(
     for name, (found, largest) in sizes.items():
         if found > largest:
             raise ValueError(f"The student's `{name}` is {found}, more than the teacher's {largest}; it cannot grow.")
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise ValueError(
+            f"The student has {config.num_attention_heads} attention heads and {config.num_key_value_heads} key-value "
+            "heads, which cannot share them evenly; give num_key_value_heads as well, a divisor of the former."
+        )
     config = copy.deepcopy(config)
     config.rms_norm_eps = teacher.rms_norm_eps * teacher.hidden_size / config.hidden_size
     return config
