@@ -3,6 +3,8 @@
 import doctest
 import json
 import math
+import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from gradio_client import Client, handle_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from tinywave.configuration_tinywave import TinyWaveConfig
@@ -37,6 +40,25 @@ PART_OF_MODULE = {
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "metrics")
+
+
+def page_case(name, folder):
+    """What a page is given, some of what it answers worked out by hand, and what it refuses with which words."""
+    if name == "stsp":
+        wrong = "Write two sentiments on each line"
+        return ["positive positive\nnegative neutral"], {"accuracy": 0.5, "n": 2}, ["positive"], wrong
+    if name == "generative_perplexity":
+        return ["one two three\nfour five"], {"n": 2}, [""], "empty|at least one"
+    row = {"id": "0", "voice": "A", "group": "0", "part": PART_OF_MODULE.get(name), "subtype": "verb"}
+    numbers = {"positive_sum": -10.0, "positive_count": 5, "negative_sum": -20.0, "negative_count": 5}
+    rows = [row | numbers, row | numbers | {"id": "1", "group": "1", "positive_sum": -30.0}]
+    expected = {"accuracy": 0.5, "num_pairs": 2}
+    if name == "normalized_perplexity":
+        rows, expected = [{"id": "0", "sum": -8.0, "count": 4, "seconds": 2.0}], {"n": 1, "num_tokens": 4}
+    path = folder / "scores.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [] if name == "normalized_perplexity" else ["mean"]
+    return [handle_file(path), *options], expected, [None, *options], "Choose a file first"
 
 
 def load(name, config_name=None):
@@ -85,6 +107,23 @@ def test_a_folder_is_a_space(name):
     assert (METRICS / name / fields["app_file"]).is_file() and (METRICS / name / "requirements.txt").is_file()
     for heading in ("Convention", "Inputs", "Output", "Example", "Limits", "Citation"):
         assert f"## {heading}" in card
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_computes_what_the_module_does(name, tmp_path):
+    """The app as a Space runs it, from a folder of another name, asked over HTTP."""
+    shutil.copytree(METRICS / name, tmp_path / "app")
+    page = runpy.run_path(str(tmp_path / "app" / "app.py"))["page"]
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", ssr_mode=False)
+    try:
+        client = Client(address, verbose=False)
+        given, expected, wrong, message = page_case(name, tmp_path)
+        result = client.predict(*given, api_name="/score")
+        assert {key: result[key] for key in expected} == expected
+        with pytest.raises(Exception, match=message):
+            client.predict(*wrong, api_name="/score")
+    finally:
+        page.close()
 
 
 @pytest.mark.parametrize("name", PART_OF_MODULE)

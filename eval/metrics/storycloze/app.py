@@ -2,33 +2,9 @@
 
 from pathlib import Path
 
-import evaluate
-import gradio as gr
+from tinywave.eval.metric_page import score_page
 
-from tinywave.eval.metric_inputs import read_scores
-
-FOLDER = Path(__file__).parent
-METRIC = evaluate.load(str(FOLDER / "storycloze.py"), "scores")
-
-
-def score(path: str | None, normalisation: str) -> dict:
-    """The result of an uploaded file; what is wrong with it is shown on the page."""
-    if path is None:
-        raise gr.Error("Choose a file first.")
-    try:
-        return METRIC.compute(**read_scores("storycloze", path), normalisation=normalisation)
-    except ValueError as error:
-        raise gr.Error(str(error)) from error
-
-
-with gr.Blocks(title="sStoryCloze and tStoryCloze") as page:
-    gr.Markdown((FOLDER / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2])
-    with gr.Row():
-        file = gr.File(label="Scores (.parquet or .jsonl)", file_types=[".parquet", ".jsonl"], type="filepath")
-        normalisation = gr.Dropdown(["mean", "sum"], value="mean", label="Log-likelihood that decides")
-    button = gr.Button("Compute", variant="primary")
-    result = gr.JSON(label="Result")
-    button.click(score, [file, normalisation], result, api_name="score")
+page = score_page(Path(__file__).resolve().parent, "storycloze", "sStoryCloze and tStoryCloze")
 
 if __name__ == "__main__":
     page.launch(max_file_size="50mb")
