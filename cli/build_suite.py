@@ -1,7 +1,7 @@
 """`tinywave build-suite salmon --output-dir outputs/salmon --pairs 200`"""
 
 from ..eval.release_suites import SUITES
-from ..eval.suite_releases import RELEASE_VOICES, build_release
+from ..eval.suite_releases import RELEASE_VOICES, build_release, verify_unseen
 
 
 def add_arguments(parser):
@@ -16,6 +16,13 @@ def add_arguments(parser):
         metavar="VOICE",
         help="of swuggy, sblimp, storycloze; not salmon",
     )
+    parser.add_argument(
+        "--unseen-by",
+        nargs="+",
+        metavar="CORPUS",
+        help="corpora that a model was trained on; stops where they hold a sentence of the suite, or a voice that it "
+        "calls unseen",
+    )
     parser.add_argument("--num-processes", type=int, default=2, help="worker processes that speak")
 
 
@@ -28,5 +35,8 @@ def run(arguments) -> int:
         voices=arguments.voices,
         num_processes=arguments.num_processes,
     )
+    if arguments.unseen_by:
+        num_sentences = verify_unseen(folder, arguments.unseen_by)
+        print(f"{num_sentences} sentences, none of them in {', '.join(arguments.unseen_by)}")
     print(folder)
     return 0

@@ -248,6 +248,11 @@ def corpus_shards(folder: str | Path) -> list[tuple[Path, int]]:
     return [(Path(folder) / _name(index), rows) for index, rows in enumerate(manifest["rows"])]
 
 
+def sentence_key(sentence: str) -> str:
+    """The letters and digits of a sentence, without case: what two sentences share that count as the same."""
+    return " ".join("".join(c if c.isalnum() else " " for c in sentence.casefold()).split())
+
+
 def verify_splits(folder: str | Path) -> dict[str, int]:
     """Proves that no sentence is in two splits and no test voice outside "test"; returns the rows of each split.
 
@@ -259,8 +264,7 @@ def verify_splits(folder: str | Path) -> dict[str, int]:
     for row in iterate_corpus(folder, columns=("id", "split", "sentences", "voice")):
         rows_of_split[row["split"]] += 1
         for sentence in row["sentences"]:
-            key = " ".join("".join(c if c.isalnum() else " " for c in sentence.casefold()).split())
-            splits_of_sentence[key].add(row["split"])
+            splits_of_sentence[sentence_key(sentence)].add(row["split"])
         if row["voice"] in TEST_VOICES and row["split"] != "test":
             offenders.append(f"test voice {row['voice']} in {row['split']} ({row['id']})")
     offenders += [

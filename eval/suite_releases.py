@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data.audio_io import load_audio, write_audio
-from ..data.corpus import SAMPLING_RATE, TextItem, iterate_corpus, prepare_corpus
+from ..data.corpus import SAMPLING_RATE, TextItem, iterate_corpus, prepare_corpus, sentence_key
 from ..data.hibari_voice import VOICE
 from ..data.kokoro_voice import TEST_VOICES, VOICES_PACKAGE
 from .release_plan import ReleaseItem, ReleasePlan, Speech
@@ -187,7 +187,7 @@ def verify_unseen(suite_folder: str | os.PathLike, corpora: Iterable[str | os.Pa
         SuiteError: listing the offenders, or that no corpus was given.
     """
     record = read_release_record(suite_folder)
-    sentences = {_sentence_key(text): text for item in record["items"] for text in item["sentences"]}
+    sentences = {sentence_key(text): text for item in record["items"] for text in item["sentences"]}
     unseen_voices = {voice for voice, facts in record["voices"].items() if not facts["seen_in_training"]}
     offenders: dict[str, None] = {}
     num_corpora = 0
@@ -199,7 +199,7 @@ def verify_unseen(suite_folder: str | os.PathLike, corpora: Iterable[str | os.Pa
             if row["voice"] in unseen_voices:
                 offenders[f"voice {row['voice']} in {corpus} ({row['split']})"] = None
             for sentence in row["sentences"]:
-                if (key := _sentence_key(sentence)) in sentences:
+                if (key := sentence_key(sentence)) in sentences:
                     offenders[f"{sentences[key]!r} in {corpus} ({row['split']}, {row['id']})"] = None
     if not num_corpora:
         raise SuiteError("Found no corpora to compare with; give those that the model was trained on.")
@@ -207,7 +207,3 @@ def verify_unseen(suite_folder: str | os.PathLike, corpora: Iterable[str | os.Pa
         shown = "\n".join(list(offenders)[:20])
         raise SuiteError(f"{suite_folder} is not unseen, {len(offenders)} offenders:\n{shown}")
     return len(sentences)
-
-
-def _sentence_key(sentence: str) -> str:
-    return " ".join("".join(c if c.isalnum() else " " for c in sentence.casefold()).split())

@@ -204,4 +204,12 @@ def test_the_command_builds_the_same_suite(releases, tmp_path, capsys):
     assert main(["build-suite", "swuggy", "--output-dir", str(output), *arguments]) == 0
     assert capsys.readouterr().out.strip() == str(output)
     assert digests(output) == digests(releases["swuggy"])
+    word = read_release_record(output)["items"][0]["sentences"][0]
+    known = corpus_of(tmp_path / "known", training_document(word))
+    other = corpus_of(tmp_path / "other", training_document("Something else is told."))
+    command = ["build-suite", "swuggy", "--output-dir", str(output), *arguments, "--unseen-by", str(other)]
+    assert main(command) == 0
+    assert f"sentences, none of them in {other}" in capsys.readouterr().out
+    assert main([*command, str(known)]) == 2
+    assert f"is not unseen, 1 offenders: {word!r} in {known}" in capsys.readouterr().err
     assert set(SUITES) == {"swuggy", "sblimp", "storycloze", "salmon"}
