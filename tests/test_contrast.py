@@ -80,8 +80,8 @@ def test_local_is_the_mean_over_the_window(model):
 
 
 def test_the_credit_of_local_compares_means(model):
-    # After unit 1: log(0.7^4 0.6^3) / 7 = -0.42 against log 0.1 = -2.30 a token, but -2.96 against -2.30 in sum.
-    pair = make_pair([1, 2, 1, 2, 1, 2, 1, 2], [1, 3])
+    # After id 1: log(0.7^4 0.6^3) / 7 = -0.42 against log 0.1 = -2.30 a token, but -2.96 against -2.30 in sum.
+    pair = make_pair([0, 1, 0, 1, 0, 1, 0, 1], [0, 2])
     result = evaluate_suite(model, [pair], sequence_format=FORMAT, normalisation="local")
     assert result.rows[0]["positive_local_log_likelihood"] < result.rows[0]["negative_local_log_likelihood"]
     assert result.accuracy == 1.0
