@@ -12,6 +12,7 @@ from .page import (
     ONE_AT_A_TIME,
     answer_facts,
     example_buttons,
+    parallel_heads_inputs,
     recording_input,
     sampling_from,
     sampling_inputs,
@@ -23,7 +24,7 @@ from .page import (
 )
 from .pictures import TimedUnit, speech_picture, time_units
 from .recordings import SAMPLING_RATE, load_recording
-from .studio import Answer, Sampling, Studio
+from .studio import OFF, Answer, Sampling, Studio
 from .zero_gpu import on_gpu
 
 
@@ -37,7 +38,7 @@ def build_continuation_tab(studio: Studio, examples: dict[str, np.ndarray]) -> N
                 speak = gr.Button("Continue", variant="primary", min_width=120, elem_id="continue")
                 stop = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop")
             with gr.Accordion("Settings", open=False):
-                settings = [style_input(studio, variant), *sampling_inputs()]
+                settings = [style_input(studio, variant), *sampling_inputs(), *parallel_heads_inputs(studio)]
         with gr.Column(min_width=280):
             status = gr.Markdown("Press *Continue* and listen.", elem_id="status")
             live = gr.Audio(
@@ -54,8 +55,8 @@ def build_continuation_tab(studio: Studio, examples: dict[str, np.ndarray]) -> N
 
     @on_gpu
     @shows_errors
-    def continue_speech(recording, variant, style, seconds, temperature, top_p, seed):
-        sampling = sampling_from(seconds, temperature, top_p, seed, style)
+    def continue_speech(recording, variant, style, seconds, temperature, top_p, seed, parallel_heads=OFF):
+        sampling = sampling_from(seconds, temperature, top_p, seed, style, parallel_heads)
         yield from continuation_events(studio, recording, variant, sampling)
 
     event = speak.click(

@@ -11,13 +11,14 @@ import numpy as np
 import soundfile
 
 from .recordings import MAX_PROMPT_SECONDS, SAMPLING_RATE
-from .studio import AS_RECORDED, EXPRESSIVE, MAX_SECONDS, Sampling, Studio
+from .studio import AS_RECORDED, EXPRESSIVE, MAX_SECONDS, OFF, UNVERIFIED, VERIFIED, Sampling, Studio
 
 # One answer at a time, over all tabs: two at once would share one random state and two cores.
 ONE_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "models", "trigger_mode": "once"}
 INTERNAL = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 ERROR_SECONDS = 12
 LABEL_OF_VARIANT = {"plain": "plain", "expressive": "expressive (pitch and style)"}
+PARALLEL_HEADS_CHOICES = [("off", OFF), ("verified", VERIFIED), ("fast, not verified", UNVERIFIED)]
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,20 @@ def style_input(studio: Studio, variant: gr.Radio) -> gr.Dropdown:
     return style
 
 
+def parallel_heads_inputs(studio: Studio) -> list[gr.Component]:
+    """Whether drafts are used; nothing for a model without parallel heads, whose endpoint stays as it is."""
+    if not studio.has_parallel_heads:
+        return []
+    choice = gr.Radio(
+        PARALLEL_HEADS_CHOICES,
+        value=Sampling.parallel_heads,
+        label="Several tokens for each forward pass",
+        info="Verified: as likely as one by one, in fewer passes. Not verified: fewer still, and worse.",
+        elem_id="parallel_heads",
+    )
+    return [choice]
+
+
 def sampling_inputs() -> list[gr.Component]:
     """Length, temperature, top-p and seed, in the order of [`sampling_from`]."""
     return [
@@ -134,9 +149,11 @@ def sampling_inputs() -> list[gr.Component]:
     ]
 
 
-def sampling_from(seconds: float, temperature: float, top_p: float, seed: int, style: str = AS_RECORDED) -> Sampling:
+def sampling_from(
+    seconds: float, temperature: float, top_p: float, seed: int, style: str = AS_RECORDED, parallel_heads: str = OFF
+) -> Sampling:
     """Values of [`sampling_inputs`] -> settings; raises `ValueError` where one is out of range."""
-    return Sampling(seed=seed, temperature=temperature, top_p=top_p, seconds=seconds, style=style)
+    return Sampling(seed, temperature, top_p, seconds, style, parallel_heads)
 
 
 def answer_facts(num_units: int, spoken: float, seconds: float, first_sound: float | None) -> str:

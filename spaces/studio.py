@@ -38,6 +38,12 @@ CHUNK_UNITS = 20
 LEAST_TOKENS = 20
 MAX_SECONDS = 20.0
 MAX_PAIRS = 100
+OFF, VERIFIED, UNVERIFIED = "off", "verified", "unverified"
+PARALLEL_HEADS_OPTIONS = {
+    OFF: {},
+    VERIFIED: {"parallel_heads": True},
+    UNVERIFIED: {"parallel_heads": True, "verify_drafts": False},
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Sampling:
         top_p (`float`, default 0.9): draw from the likeliest tokens that together have this probability.
         seconds (`float`, default 6): length of the speech, about, up to 20.
         style (`str`, default "as recorded"): speaking style, for a model with style tokens.
+        parallel_heads (`str`, default "off"): "verified" or "unverified" drafts, for a model with parallel heads.
 
     Raises `ValueError` for a value out of range.
     """
@@ -59,6 +66,7 @@ class Sampling:
     top_p: float = 0.9
     seconds: float = 6.0
     style: str = AS_RECORDED
+    parallel_heads: str = OFF
 
     def __post_init__(self):
         # The comparisons are so that NaN is out of range as well.
@@ -68,6 +76,9 @@ class Sampling:
             if not isinstance(value, int | float) or not least <= value <= most:
                 raise ValueError(f"Found {name} {value}; expected a number from {least:g} to {most:g}.")
         object.__setattr__(self, "seed", int(self.seed))
+        if self.parallel_heads not in PARALLEL_HEADS_OPTIONS:
+            known = ", ".join(PARALLEL_HEADS_OPTIONS)
+            raise ValueError(f"Found parallel_heads {self.parallel_heads!r}; expected one of {known}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +129,10 @@ class Studio:
             with pitch and style ("expressive").
         student, no_distillation (*optional*): folders of the models beside it. Default: those of `make quickstart`
             where it has run.
+
+    Attributes:
+        variants (`tuple[str, ...]`): of the model, "plain", "expressive" or both.
+        has_parallel_heads (`bool`): whether the model can draft several tokens for each forward pass.
     """
 
     model: str | None = None
@@ -132,10 +147,9 @@ class Studio:
         for name in (STUDENT, NO_DISTILLATION):
             if getattr(self, name) is None and (QUICKSTART / name / "model.safetensors").is_file():
                 setattr(self, name, str(QUICKSTART / name))
-        self.variants: tuple[str, ...] = (PLAIN, EXPRESSIVE)
-        if self.model is not None:
-            config = TinyWaveConfig.from_pretrained(self.model)
-            self.variants = (variant_of(config),)
+        config = TinyWaveConfig.from_pretrained(shipped.TEACHER if self.model is None else self.model)
+        self.variants: tuple[str, ...] = (PLAIN, EXPRESSIVE) if self.model is None else (variant_of(config),)
+        self.has_parallel_heads: bool = config.num_parallel_heads > 0
 
     @property
     def others(self) -> dict[str, str]:
@@ -312,7 +326,7 @@ def generation_options(pipeline: TinyWavePipeline, output_modality: str, samplin
     """The options of `generate`. Raises `ValueError` for a style that the model does not have."""
     config = pipeline.model.config
     most = max(1, round(sampling.seconds * TOKENS_PER_SECOND[variant_of(config)]))
-    options = {"max_new_tokens": most}
+    options = {"max_new_tokens": most} | PARALLEL_HEADS_OPTIONS[sampling.parallel_heads]
     if output_modality == "speech":
         options["min_new_tokens"] = min(LEAST_TOKENS, most)
     if sampling.temperature:
