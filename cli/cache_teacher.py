@@ -19,7 +19,7 @@ from .loading import load_for_training
 from .plan import read_training
 from .recipe import read_recipe
 from .shipped import TEACHER
-from .train import make_dataset
+from .train import make_dataset, pack
 
 _KNOWN_IDS = {"top-k": "top_k", "speech": "speech", "all": "all"}
 # Examples on which the student is compared with what is kept, and on which two epochs are compared.
@@ -62,7 +62,7 @@ def run(arguments) -> int:
     cache = CachedTeacher(arguments.output_dir)
     print(f"{len(cache):,} examples; the ids left out have a mean probability of {cache.mean_tail_mass():.2e}")
     sequences = training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
-    announce_epochs(dataset, arguments.epochs, sequences / len(dataset))
+    announce_epochs(dataset, arguments.epochs, sequences / len(pack(dataset, recipe)))
     print(arguments.output_dir)
     return 0
 

@@ -11,7 +11,7 @@ from ..training.teacher_correction import correct_teacher
 from .loading import load_for_training
 from .recipe import read_recipe
 from .shipped import TEACHER
-from .train import make_dataset
+from .train import make_dataset, pack
 
 
 def add_arguments(parser):
@@ -39,7 +39,7 @@ def correct(recipe: dict, teacher: str | Path, units_folder: str | Path, output_
     )
     collator = CausalLanguageModelCollator(model.config.pad_token_id)
     processor = TinyWaveProcessor.from_config(model.config, tokenizer)
-    corrected = correct_teacher(model, dataset, collator, args, processor)
+    corrected = correct_teacher(model, pack(dataset, recipe), collator, args, processor)
     if args.should_save:
         write_correction_card(output_dir, teacher=teacher, args=args, num_examples=len(dataset))
     return corrected

@@ -18,7 +18,7 @@ from ..training.student_init import student_config, student_from_teacher
 from .loading import load_for_training
 from .recipe import read_recipe
 from .shipped import TEACHER
-from .train import make_dataset
+from .train import make_dataset, pack
 
 # The baseline that distillation has to beat: the same pruned student on the data alone.
 WITHOUT_TEACHER = {"cross_entropy_weight": 1.0, "logits_weight": 0.0, "hidden_weight": 0.0, "attention_weight": 0.0}
@@ -88,7 +88,7 @@ def distill(
         args=DistillationArguments(
             output_dir=str(output_dir), seed=recipe["seed"], **{**recipe["training"], **overrides}
         ),
-        train_dataset=dataset,
+        train_dataset=pack(dataset, recipe),
         data_collator=collator,
         processing_class=TinyWaveProcessor.from_config(model.config, tokenizer),
     )

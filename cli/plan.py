@@ -9,6 +9,7 @@ from ..training.layer_map import LayerMap
 from ..training.planning import Hardware, RunPlan, plan_run
 from ..training.student_init import student_config
 from .recipe import read_recipe
+from .train import is_packed
 
 _NEEDED = {
     "teacher": "{preset: spirit-lm-7b, dtype: bfloat16}",
@@ -51,6 +52,7 @@ def plan_recipe(recipe: dict) -> RunPlan:
         read_hardware(recipe["hardware"], training),
         max_length=recipe["max_length"],
         teacher_dtype=dtype,
+        packing=is_packed(recipe),
     )
 
 
@@ -110,7 +112,8 @@ def as_table(plan: RunPlan) -> str:
         f"  {'total':<19}{plan.total_memory_bytes / 2**30:>18.2f}  of {plan.gpu_memory_bytes / 2**30:.0f}: "
         + ("fits" if fits else "DOES NOT FIT; lower the batch, use activation checkpointing or more sharding"),
         "",
-        f"tokens per step      {plan.tokens_per_step:>18,}",
+        f"tokens per step      {plan.tokens_per_step:>18,}  "
+        + ("packed" if plan.packing else "at most: rows are padded"),
         f"steps                {plan.num_steps:>18,}",
         f"tokens               {plan.total_tokens:>18,}",
         "",

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast, TrainingArguments, set_seed
 
 from ..configuration_tinywave import TinyWaveConfig
 from ..data.interleaving import INTERLEAVED, SPEECH_ONLY, InterleavedDataset, JoinedDataset, read_documents
+from ..data.packing import PackedDataset
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..tokenization_tinywave import build_tokenizer, text_part, train_text_tokenizer
 from ..training.pretraining import add_streams, train_language_model
@@ -41,7 +43,7 @@ def run(arguments) -> int:
     datasets = {split: make_dataset(recipe, arguments.units, split, config, tokenizer) for split in TRAINING_SPLITS}
     train_language_model(
         model,
-        datasets["train"],
+        pack(datasets["train"], recipe),
         TrainingArguments(output_dir=arguments.output_dir, seed=recipe["seed"], **recipe["training"]),
         tokenizer=tokenizer,
         eval_dataset=datasets["validation"],
@@ -70,3 +72,21 @@ def make_dataset(
     if not isinstance(mixture, dict):
         mixture = MIXTURES[mixture]
     return InterleavedDataset(documents, config, tokenizer, mixture, recipe["max_length"], recipe["seed"])
+
+
+def is_packed(recipe: dict) -> bool:
+    """Whether a recipe says `packing: true`.
+
+    Raises `ValueError` for another value, and for a recipe that packs and has no `max_length` for its rows.
+    """
+    packing = recipe.get("packing", False)
+    if not isinstance(packing, bool):
+        raise ValueError(f"`packing` must be true or false; found {packing!r}.")
+    if packing and "max_length" not in recipe:
+        raise ValueError("A recipe with `packing: true` needs `max_length`, the ids of a row, beside its `datasets`.")
+    return packing
+
+
+def pack(dataset: Dataset, recipe: dict) -> Dataset:
+    """The documents in rows of the recipe's `max_length` where it says `packing: true`, else as they are."""
+    return PackedDataset(dataset, recipe["max_length"]) if is_packed(recipe) else dataset

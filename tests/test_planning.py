@@ -132,6 +132,14 @@ def test_gpu_hours_by_hand():
     assert plan.student_parameters == count_parameters(TinyWaveConfig.from_preset("nano-student"))
 
 
+def test_packed_rows_are_full_and_need_masks():
+    padded, packed = plan_recipe(recipe()), plan_recipe(recipe(packing=True))
+    assert packed.tokens_per_step == padded.tokens_per_step and packed.flops == padded.flops
+    masks = {"document_masks": 2 * 2 * 64 * 64}  # two models, two rows, a byte for each pair of 64 ids
+    assert packed.memory_bytes == padded.memory_bytes | masks
+    assert "at most: rows are padded" in as_table(padded) and "at most" not in as_table(packed)
+
+
 def test_a_narrower_student_is_planned_as_it_is_made():
     sizes = {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3}
     student = TinyWaveConfig.from_preset("nano-student", head_dim=32, **sizes)
@@ -160,7 +168,7 @@ def test_the_published_sizes(name, parameters, capsys, monkeypatch, request):
     assert plan["student_parameters"] == parameters
     assert plan["teacher_parameters"] > 6.7e9
     assert plan["total_memory_bytes"] <= plan["gpu_memory_bytes"]
-    assert plan["tokens_per_step"] == 2**20
+    assert plan["packing"] and plan["tokens_per_step"] == 2**20
     assert plan["total_memory_bytes"] == sum(plan["memory_bytes"].values())
 
 
@@ -177,7 +185,7 @@ def test_full_scale_recipes_say_what_the_paper_says(name):
 @pytest.mark.parametrize("name", ["7b_correction_base", "7b_correction_interleaved"])
 def test_correction_recipes_are_read(name):
     found = read_recipe(name)
-    assert set(found) == set(read_recipe("nano/correction"))
+    assert set(found) == {"packing", *read_recipe("nano/correction")}
     assert CorrectionArguments(output_dir="outputs", **{**found["training"], "use_cpu": True}).max_steps > 0
 
 
@@ -207,6 +215,7 @@ def test_accelerate_reads_the_launch_files(name, kind, request):
         (dict(training={"max_steps": 5}), "`training` has no `peak_tflops`"),
         (dict(hardware=recipe()["hardware"] | {"gpu_memory_gib": 0}), "`gpu_memory_gib` must be a positive number"),
         (dict(student={"width": 4}), "cannot be given width"),
+        (dict(packing="bfd"), "`packing` must be true or false; found 'bfd'"),
         (dict(hardware=recipe()["hardware"] | {"model_flops_utilisation": 40}), "a share of the peak"),
         (dict(hardware={"gpu_memory_gib": 24}), "name an accelerate config"),
     ],

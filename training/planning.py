@@ -67,7 +67,9 @@ class RunPlan:
         student_parameters, teacher_parameters (`int`): parameters of the models; 0 for a run without a teacher.
         memory_bytes (`dict[str, int]`): what fills one GPU at the worst moment, by purpose.
         total_memory_bytes, gpu_memory_bytes (`int`): their sum, and what there is.
-        tokens_per_step (`int`): ids of one optimizer step when every sequence is `max_length` long, the most.
+        packing (`bool`): whether rows are filled with documents, which makes the numbers of tokens those that are
+            trained on, up to what no document fits in. Without it they are the most, and padding takes its share.
+        tokens_per_step (`int`): ids of one optimizer step when every row is `max_length` long.
         num_steps, total_tokens (`int`): of the run.
         flops (`dict[str, int]`): floating-point operations of the run, by purpose.
         total_flops (`int`): their sum.
@@ -80,6 +82,7 @@ class RunPlan:
     memory_bytes: dict[str, int]
     total_memory_bytes: int
     gpu_memory_bytes: int
+    packing: bool
     tokens_per_step: int
     num_steps: int
     total_tokens: int
@@ -99,6 +102,7 @@ def plan_run(
     *,
     max_length: int,
     teacher_dtype: str = "float32",
+    packing: bool = False,
 ) -> RunPlan:
     """Plan a distillation with sequences of `max_length` ids.
 
@@ -107,8 +111,9 @@ def plan_run(
         layer_map ([`LayerMap`]): the aligned blocks.
         arguments ([`DistillationArguments`]): of the run; it must be limited by `max_steps`.
         hardware ([`Hardware`]): the machine.
-        max_length (`int`): ids per sequence.
+        max_length (`int`): ids per row.
         teacher_dtype (`str`, defaults to "float32"): of the teacher's weights.
+        packing (`bool`, defaults to False): rows hold several documents, kept apart by a mask.
 
     Raises:
         ValueError: when `max_steps` is not set, or the optimizer or dtype is not one whose memory is known.
@@ -117,6 +122,8 @@ def plan_run(
         raise ValueError("A plan needs `max_steps` in the recipe's `training`: the data set is not read.")
     layer_map.check_depths(teacher.num_hidden_layers, student.num_hidden_layers)
     memory = memory_per_gpu(teacher, student, layer_map, arguments, hardware, max_length, teacher_dtype)
+    if packing:
+        memory["document_masks"] = _mask_bytes(arguments, max_length)
     sequences = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * hardware.num_gpus
     tokens = sequences * max_length * arguments.max_steps
     flops = {name: value * tokens for name, value in flops_per_token(
@@ -129,6 +136,7 @@ def plan_run(
         memory_bytes=memory,
         total_memory_bytes=sum(memory.values()),
         gpu_memory_bytes=round(hardware.gpu_memory_gib * 2**30),
+        packing=packing,
         tokens_per_step=sequences * max_length,
         num_steps=arguments.max_steps,
         total_tokens=tokens,
@@ -290,6 +298,11 @@ def _alignment_bytes(
     attention = 2 * teacher_heads * head_size(teacher) + _FP32 * 2 * student.num_attention_heads * head_size(student)
     pairs = arguments.hidden_pairs(layer_map), arguments.attention_pairs(layer_map)
     return num_tokens * (len(pairs[0]) * states + len(pairs[1]) * attention)
+
+
+def _mask_bytes(arguments: DistillationArguments, seq_len: int) -> int:
+    """Who may look where in a batch of packed rows, of one byte a pair of ids: each model makes its own mask."""
+    return (1 + arguments.needs_teacher) * arguments.per_device_train_batch_size * seq_len**2
 
 
 def _gathered_bytes(config: TinyWaveConfig) -> int:
