@@ -92,8 +92,8 @@ EXTRAS = {
     ],
     # Files for llama.cpp, and llama.cpp itself to run them.
     "export": ["gguf>=0.19", "xllamacpp>=2026.10"],
-    # The page to try it in a browser; ffmpeg comes along for machines that have none.
-    "demo": ["gradio>=6.31", "imageio-ffmpeg>=0.6"],
+    # The page to try it in a browser, with its plots and scores; ffmpeg comes along for machines that have none.
+    "demo": ["gradio>=6.31", "imageio-ffmpeg>=0.6", "matplotlib>=3.11", "scipy>=1.17", "statsmodels>=0.15"],
     "docs": [
         "mkdocs>=1.6",
         "mkdocs-material>=9.8",

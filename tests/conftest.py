@@ -1,8 +1,10 @@
 """The environment of every test: offline, quiet, and without traces in the user's own caches."""
 
+import importlib.util
 import os
 import signal
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,15 @@ os.environ["HF_MODULES_CACHE"] = _modules_cache.name
 
 # A shell that starts the tests in the background makes them ignore Ctrl-C, and so the processes they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def metadata():
+    """setup.py as a module; its `setup()` call runs only when it is executed as a script."""
+    spec = importlib.util.spec_from_file_location("tinywave_setup", Path(__file__).parents[1] / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

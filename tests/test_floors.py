@@ -1,11 +1,15 @@
-"""The house rules, proved from the syntax tree: who may import whom, and what an uploaded file may contain."""
+"""The house rules, proved from the syntax tree: who may import whom, what an uploaded file may contain, and that all
+that is imported is asked for."""
 
 import ast
+import importlib.metadata
 import re
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,6 +41,8 @@ FLOOR_OF_FOLDER = {
 }
 # Packages that `pip install tinywave` always brings; an uploaded file needs nothing else.
 ALWAYS_INSTALLED = {"torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy"}
+# Only the machines of a Space have it, and there it is.
+PROVIDED = {"spaces"}
 
 
 def source_files() -> list[Path]:
@@ -129,3 +135,65 @@ def test_no_text_in_an_uploaded_file_looks_like_a_relative_import(path):
 def test_every_module_stands_on_a_floor():
     known = {*FLOOR_OF_ROOT_MODULE, "__init__", "setup"}
     assert {path.stem for path in ROOT.glob("*.py")} <= known
+
+
+def test_every_third_party_import_is_a_declared_requirement(metadata):
+    requirements = [*metadata.REQUIREMENTS, *metadata.EXTRAS["all"]]
+    declared = {canonicalize_name(Requirement(text).name) for text in requirements}
+    distributions = importlib.metadata.packages_distributions()
+    undeclared = set()
+    for folder in ["", *metadata.FOLDERS, "tests"]:
+        for path in (ROOT / folder).glob("*.py"):
+            for name in third_party_imports(path):
+                owners = {canonicalize_name(owner) for owner in distributions.get(name, [name])}
+                if not owners & {*declared, *PROVIDED, "tinywave"}:
+                    undeclared.add(f"{path.relative_to(ROOT)}: {name}")
+    assert undeclared == set()
+
+
+def third_party_imports(path: Path) -> set[str]:
+    """The top-level names of all absolute imports in a file, without the standard library."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names)
+
+
+def with_all_it_imports(path: Path) -> set[Path]:
+    """A file of the package and, in turn, every file of it that they import."""
+    reached, pending = set(), [path]
+    while pending:
+        path = pending.pop()
+        if path not in reached:
+            reached.add(path)
+            named = [ROOT / name.replace(".", "/") for _, name in own_imports(path)]
+            found = [place for name in named for place in (name.with_suffix(".py"), name / "__init__.py")]
+            pending.extend(place for place in found if place.is_file())
+    return reached
+
+
+# What is installed for itself: a file that starts it, and the file that names what it needs.
+INSTALLED_APART = [
+    ("spaces/app.py", "spaces/requirements.txt"),
+    *((f"eval/metrics/{path.parent.name}/{path.parent.name}.py", f"eval/metrics/{path.parent.name}/requirements.txt")
+      for path in sorted(ROOT.glob("eval/metrics/*/requirements.txt"))),
+]
+
+
+@pytest.mark.parametrize(("start", "requirements"), INSTALLED_APART)
+def test_what_is_installed_apart_asks_for_all_it_imports(metadata, start, requirements):
+    asked = [Requirement(line) for line in (ROOT / requirements).read_text().splitlines() if not line.startswith("#")]
+    extras = {extra for requirement in asked if requirement.name == "tinywave" for extra in requirement.extras}
+    texts = [*metadata.REQUIREMENTS, *(text for extra in extras for text in metadata.EXTRAS[extra])]
+    installed = {canonicalize_name(name) for name in (*(r.name for r in asked), *(Requirement(t).name for t in texts))}
+    distributions = importlib.metadata.packages_distributions()
+    missing = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in with_all_it_imports(ROOT / start)
+        for name in third_party_imports(path) - PROVIDED
+        if not {canonicalize_name(owner) for owner in distributions.get(name, [name])} & installed
+    }
+    assert missing == set()

@@ -1,6 +1,5 @@
 """setup.py against the tree, the pins, and the promise that nothing heavy or foreign is needed."""
 
-import ast
 import importlib.metadata
 import importlib.util
 import re
@@ -16,17 +15,6 @@ from packaging.utils import canonicalize_name
 import tinywave
 
 ROOT = Path(__file__).resolve().parent.parent
-# Only the machines of a Space have it, and there it is.
-PROVIDED = {"spaces"}
-
-
-@pytest.fixture(scope="module")
-def metadata():
-    """setup.py as a module; its `setup()` call runs only when it is executed as a script."""
-    spec = importlib.util.spec_from_file_location("tinywave_setup", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -118,31 +106,6 @@ def test_constraints_begin_with_torch_and_name_no_place(pins):
 def test_packages_that_break_the_stack_are_nowhere(metadata, pins):
     names = {*pins, *(Requirement(text).name for text in [*metadata.REQUIREMENTS, *metadata.EXTRAS["all"]])}
     assert names & {"torchaudio", "torchcodec", "torchvision", "piper-tts", "praat-parselmouth"} == set()
-
-
-def test_every_third_party_import_is_a_declared_requirement(metadata):
-    requirements = [*metadata.REQUIREMENTS, *metadata.EXTRAS["all"]]
-    declared = {canonicalize_name(Requirement(text).name) for text in requirements}
-    distributions = importlib.metadata.packages_distributions()
-    undeclared = set()
-    for folder in ["", *metadata.FOLDERS, "tests"]:
-        for path in (ROOT / folder).glob("*.py"):
-            for name in third_party_imports(path):
-                owners = {canonicalize_name(owner) for owner in distributions.get(name, [name])}
-                if not owners & {*declared, *PROVIDED, "tinywave"}:
-                    undeclared.add(f"{path.relative_to(ROOT)}: {name}")
-    assert undeclared == set()
-
-
-def third_party_imports(path: Path) -> set[str]:
-    """The top-level names of all absolute imports in a file, without the standard library."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names.update(alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names)
 
 
 def test_no_test_is_skipped_for_lack_of_a_package():
