@@ -1,6 +1,7 @@
 """Suites and scores from the command line: a codec of three streams, and models that read all or one of them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -109,7 +110,10 @@ def test_the_worst_pairs_can_be_heard(folder, tmp_path):
     vocoder = ["--vocoder", str(LIBRIVOX.parents[1] / "codec" / "vocoder"), "--griffin-lim", "--speak"]
     assert main(["evaluate", *arguments, "--codec", str(folder / "codec"), *vocoder]) == 0
     wrong = sum(row["credit"] == 0 for row in pq.read_table(tmp_path / "pairs.parquet").to_pylist())
-    assert (tmp_path / "evaluation.html").read_text().count("data:audio/flac") == 2 * wrong > 0
+    page = (tmp_path / "evaluation.html").read_text()
+    margins = [float(margin) for margin in re.findall(r"(-\d+\.\d+) nats per token", page)]
+    assert page.count("data:audio/flac") == 2 * wrong and len(margins) == wrong > 1
+    assert margins == sorted(margins), "the worst come first"
 
 
 def test_released_recordings_are_read_and_encoded(folder, tmp_path, capsys):

@@ -45,20 +45,22 @@ def own_cache(tmp_path, monkeypatch):
 def page_case(name, folder):
     """What a page is given, some of what it answers worked out by hand, and what it refuses with which words."""
     if name == "stsp":
-        wrong = "Write two sentiments on each line"
-        return ["positive positive\nnegative neutral"], {"accuracy": 0.5, "n": 2}, ["positive"], wrong
+        wrong = {"Write two sentiments on each line": ["positive"]}
+        return ["positive positive\nnegative neutral"], {"accuracy": 0.5, "n": 2}, wrong
     if name == "generative_perplexity":
-        return ["one two three\nfour five"], {"n": 2}, [""], "empty|at least one"
+        return ["one two three\nfour five"], {"n": 2}, {"empty|at least one": [""]}
     row = {"id": "0", "voice": "A", "group": "0", "part": PART_OF_MODULE.get(name), "subtype": "verb"}
     numbers = {"positive_sum": -10.0, "positive_count": 5, "negative_sum": -20.0, "negative_count": 5}
     rows = [row | numbers, row | numbers | {"id": "1", "group": "1", "positive_sum": -30.0}]
     expected = {"accuracy": 0.5, "num_pairs": 2}
     if name == "normalized_perplexity":
         rows, expected = [{"id": "0", "sum": -8.0, "count": 4, "seconds": 2.0}], {"n": 1, "num_tokens": 4}
-    path = folder / "scores.jsonl"
+    path, short = folder / "scores.jsonl", folder / "short.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    short.write_text(json.dumps({"id": "0"}) + "\n")
     options = [] if name == "normalized_perplexity" else ["mean"]
-    return [handle_file(path), *options], expected, [None, *options], "Choose a file first"
+    wrong = {"Choose a file first": [None, *options], "sum": [handle_file(short), *options]}
+    return [handle_file(path), *options], expected, wrong
 
 
 def load(name, config_name=None):
@@ -117,11 +119,12 @@ def test_the_page_computes_what_the_module_does(name, tmp_path):
     _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", ssr_mode=False)
     try:
         client = Client(address, verbose=False)
-        given, expected, wrong, message = page_case(name, tmp_path)
+        given, expected, wrong = page_case(name, tmp_path)
         result = client.predict(*given, api_name="/score")
         assert {key: result[key] for key in expected} == expected
-        with pytest.raises(Exception, match=message):
-            client.predict(*wrong, api_name="/score")
+        for message, inputs in wrong.items():
+            with pytest.raises(Exception, match=message):
+                client.predict(*inputs, api_name="/score")
     finally:
         page.close()
 
