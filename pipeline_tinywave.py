@@ -16,11 +16,13 @@ import torch
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME
 
+from .batching_tinywave import Name, Prompt, continue_many
 from .codec_tinywave import SpeechCodec
 from .f0_tinywave import F0Extractor
 from .generation_tinywave import stream_ids
 from .modeling_tinywave import TinyWaveForCausalLM
 from .processing_tinywave import TinyWaveProcessor
+from .prompt_cache_tinywave import PromptCache
 from .tokenization_tinywave import (
     NO_MODALITY,
     TEXT_MODALITY,
@@ -70,6 +72,9 @@ class TinyWavePipeline:
     Args:
         model, processor: a language model and its processor.
         codec ([`SpeechCodec`]): encoders and vocoder of the streams that the model reads and writes.
+        prompt_cache ([`PromptCache`], *optional*): keeps what the model has computed for earlier turns, so that one
+            conversation that goes on is read only from where it is new. Off by default: it takes memory, and has to be
+            cleared when the weights change, as they do in training. Also an attribute.
 
     Raises `ValueError` where the codec does not make exactly the streams of the model.
 
@@ -79,7 +84,13 @@ class TinyWavePipeline:
         segments = pipeline([("speech", waveform)], max_new_tokens=100, do_sample=True, temperature=0.8)
     """
 
-    def __init__(self, model: TinyWaveForCausalLM, processor: TinyWaveProcessor, codec: SpeechCodec):
+    def __init__(
+        self,
+        model: TinyWaveForCausalLM,
+        processor: TinyWaveProcessor,
+        codec: SpeechCodec,
+        prompt_cache: PromptCache | None = None,
+    ):
         expected = model.config.stream_ranges().keys() - {"text"}
         if codec.stream_names != expected:
             raise ValueError(
@@ -93,7 +104,7 @@ class TinyWavePipeline:
                 f"{codec.speech_encoder.config.num_units} in the speech encoder; expected two parts made for the same "
                 "units."
             )
-        self.model, self.processor, self.codec = model, processor, codec
+        self.model, self.processor, self.codec, self.prompt_cache = model, processor, codec, prompt_cache
 
     @classmethod
     def from_pretrained(
@@ -171,7 +182,11 @@ class TinyWavePipeline:
         is_single = len(conversations) > 0 and len(conversations[0]) > 0 and isinstance(conversations[0][0], str)
         prompts = [self._encode_prompt(prompt) for prompt in ([conversations] if is_single else conversations)]
         inputs = self.processor(prompts, output_modality=output_modality).to(self.model.device)
-        ids = self.model.generate(**inputs, output_modality=output_modality, **generation_options)
+        options = {**inputs, "output_modality": output_modality, **generation_options}
+        if self.prompt_cache is None:
+            ids = self.model.generate(**options)
+        else:
+            ids = self.prompt_cache.generate(self.model, **options)
         new_ids = ids[:, inputs["input_ids"].shape[1] :].cpu()
         results = [self._ids_to_segments(row, prompt) for row, prompt in zip(new_ids, prompts, strict=True)]
         return results[0] if is_single else results
@@ -207,8 +222,56 @@ class TinyWavePipeline:
             raise ValueError("found a batch of conversations; a stream continues one, a list of segments")
         prompt = self._encode_prompt(conversation)
         inputs = self.processor([prompt], output_modality=output_modality).to(self.model.device)
-        ids = stream_ids(self.model, **inputs, output_modality=output_modality, **generation_options)
+        stream = stream_ids if self.prompt_cache is None else self.prompt_cache.stream_ids
+        ids = stream(self.model, **inputs, output_modality=output_modality, **generation_options)
         return self._stream_segments(ids, prompt, chunk_units)
+
+    def continue_many(
+        self,
+        conversations: Iterable[tuple[Name, Sequence[Segment]]],
+        output_modality: str = "speech",
+        sampling_rate: int = 16_000,
+        batch_size: int = 8,
+        seed: int = 0,
+        **generation_options: Any,
+    ) -> Iterator[tuple[Name, list[GeneratedSegment]]]:
+        """Continue any number of conversations, several at once, and yield each as soon as it has ended.
+
+        Where one ends, the next is taken and encoded while the others go on, so that none waits for the longest. What
+        is sampled depends on the seed and on the name of a conversation, not on the others nor on `batch_size`.
+
+        Args:
+            conversations (iterable of `(name, segments)`): `enumerate` gives names where there are none. Each is taken
+                only when there is room for it.
+            output_modality, sampling_rate, generation_options: as in [`~TinyWavePipeline.__call__`].
+            batch_size (`int`, default 8): conversations that are continued at once.
+            seed (`int`, default 0): of all conversations; that of torch is neither read nor set.
+
+        Yields:
+            The name and the new segments of a conversation, in the order in which they end.
+
+        Raises `ValueError` as [`~TinyWavePipeline.__call__`] and `batching_tinywave.continue_many` do; what has ended
+        before has been yielded.
+        """
+        self._check_request(output_modality, sampling_rate)
+        options = {"batch_size": batch_size, "seed": seed, **generation_options}
+        return self._continue_many(conversations, output_modality, options)
+
+    @torch.no_grad()
+    def _continue_many(
+        self, conversations: Iterable[tuple[Name, Sequence[Segment]]], output_modality: str, options: dict[str, Any]
+    ) -> Iterator[tuple[Name, list[GeneratedSegment]]]:
+        encoded = {}
+
+        def prompts() -> Iterator[Prompt]:
+            for name, conversation in conversations:
+                prompt = self._encode_prompt(conversation)
+                inputs = self.processor([prompt], output_modality=output_modality)
+                encoded[name] = prompt
+                yield Prompt(name, inputs["input_ids"])
+
+        for name, ids in continue_many(self.model, prompts(), output_modality=output_modality, **options):
+            yield name, self._ids_to_segments(ids.cpu(), encoded.pop(name))
 
     def _check_request(self, output_modality: str, sampling_rate: int) -> None:
         if output_modality != "text" and self.codec.vocoder is None:
@@ -256,8 +319,6 @@ class TinyWavePipeline:
         if before is None:
             durations = self._predict_durations(streams.units)
             return self.codec.decode(streams, durations), durations
-        if not hasattr(before, "units"):
-            before = SpeechStreams(before)
         context, context_durations = self._speech_to_runs(before)
         units = np.concatenate([context.units, streams.units])
         durations = self._predict_durations(units)[len(context) :]
@@ -271,8 +332,11 @@ class TinyWavePipeline:
         start = self.codec.vocoder.samples_per_unit * int(context_durations.sum())
         return spoken[start:], durations
 
-    def _speech_to_runs(self, speech: SpeechStreams) -> tuple[SpeechStreams, np.ndarray]:
-        """Timed streams -> one entry a run of units, with the pitch and style at its start; and the durations."""
+    def _speech_to_runs(self, speech: Any) -> tuple[SpeechStreams, np.ndarray]:
+        """Timed streams, or units -> an entry for each run of units, with the pitch and style at its start; and the
+        durations."""
+        if not hasattr(speech, "units"):
+            speech = SpeechStreams(speech)
         frames = self.codec.timed_to_frames(speech)
         units, durations = deduplicate(frames.units)
         starts = np.cumsum(durations) - durations

@@ -1,17 +1,19 @@
 """`tinywave generate prompt.wav continuation.wav --model outputs/quickstart/student`"""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 from transformers.trainer_utils import set_seed
 
+from ..batching_tinywave import prompt_seed
 from ..codec_tinywave import SpeechCodec
-from ..data.audio_io import AUDIO_SUFFIXES, AudioError, load_audio, write_audio
-from ..generation_tinywave import OUTPUT_MODALITIES
+from ..data.audio_io import AUDIO_SUFFIXES, load_audio, write_audio
+from ..generation_tinywave import OUTPUT_MODALITIES, check_prompt
 from ..pipeline_tinywave import GeneratedSegment, TinyWavePipeline
+from ..tokenization_tinywave import Segment
 from .loading import add_codec_arguments, load_language_model, open_codec
 from .main import EXIT_FAILED
 from .shipped import TEACHER
@@ -41,7 +43,7 @@ def add_arguments(parser):
         "--parallel-heads",
         action="store_true",
         help="let the model's parallel heads draft several tokens for each forward pass, and verify them; for models "
-        "that `tinywave train-heads` wrote, one recording at a time",
+        "that `tinywave train-heads` wrote, one recording at a time whatever the --batch-size",
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same continuation")
     parser.add_argument("--with-prompt", action="store_true", help="write the prompt before the continuation")
@@ -76,38 +78,65 @@ def open_pipeline(arguments) -> TinyWavePipeline:
 
 
 def continue_folder(arguments, sampling: dict) -> int:
-    """Continue every recording of a folder that has no continuation yet, in batches of similar length.
+    """Continue every recording of a folder that has no continuation yet, and write each as soon as it has ended.
 
-    What cannot be continued is named at the end, and makes the exit code that of a failure.
+    What is drawn depends on --seed and the name of the file, not on the other files, so that a run that goes on after
+    an interruption writes what the first would have. What cannot be continued is named at the end, and makes the exit
+    code that of a failure.
     """
     paths, output = choose_folders(arguments)
-    waveforms, problems = {}, {}
-    for path in paths:
-        try:
-            waveforms[path] = load_audio(path)
-        except AudioError as error:
-            problems[path] = str(error)
-    pending = sorted(
-        (path for path in waveforms if not _target(path, output).is_file()), key=lambda p: len(waveforms[p])
-    )
+    pending = {path.name: path for path in paths if not _target(path, output).is_file()}
+    problems: dict[Path, str] = {}
     if pending:
         pipeline = open_pipeline(arguments)
-        set_seed(arguments.seed)
-        batches = [
-            pending[start : start + arguments.batch_size] for start in range(0, len(pending), arguments.batch_size)
-        ]
-        for batch in tqdm(batches, unit="batch", desc="Continuing"):
-            conversations = [[("speech", waveforms[path])] for path in batch]
-            for path, segments in zip(batch, pipeline(conversations, **sampling), strict=True):
-                if segments:
-                    prompt = str(path) if arguments.with_prompt else None
-                    write_speech(segments, pipeline.codec, str(_target(path, output)), prompt)
-                else:
-                    problems[path] = "the model ends right after it; try another --seed"
+        with tqdm(total=len(pending), unit="recording", desc="Continuing") as progress:
+
+            def give_up(path: Path, problem: str) -> None:
+                problems[path] = problem
+                progress.update()
+
+            conversations = listen(pipeline, pending.values(), arguments.max_new_tokens, give_up)
+            for name, segments in continue_all(pipeline, conversations, arguments, sampling):
+                path = pending[name]
+                if not segments:
+                    give_up(path, "the model ends right after it; try another --seed")
+                    continue
+                prompt = str(path) if arguments.with_prompt else None
+                write_speech(segments, pipeline.codec, str(_target(path, output)), prompt)
+                progress.update()
     for path, problem in problems.items():
         print(f"{path}: {problem}", file=sys.stderr)
     print(output)
     return EXIT_FAILED if problems else 0
+
+
+def listen(
+    pipeline: TinyWavePipeline, paths: Iterable[Path], max_new_tokens: int, give_up: Callable[[Path, str], None]
+) -> Iterator[tuple[str, list[Segment]]]:
+    """Encode recordings one by one -> file name and conversation of each; `give_up` hears of those that fail."""
+    for path in paths:
+        try:
+            conversation = [("speech", pipeline.codec.encode([load_audio(path)])[0])]
+            inputs = pipeline.processor(conversation, output_modality="speech")
+            check_prompt(**inputs, config=pipeline.model.config, max_new_tokens=max_new_tokens)
+        except ValueError as error:
+            give_up(path, str(error))
+            continue
+        yield path.name, conversation
+
+
+def continue_all(
+    pipeline: TinyWavePipeline, conversations: Iterable[tuple[str, list[Segment]]], arguments, sampling: dict
+) -> Iterator[tuple[str, list[GeneratedSegment]]]:
+    """Conversations and their names -> the names and what follows, as each ends; with parallel heads one by one."""
+    if not arguments.parallel_heads:
+        yield from pipeline.continue_many(
+            conversations, batch_size=arguments.batch_size, seed=arguments.seed, **sampling
+        )
+        return
+    for name, conversation in conversations:
+        set_seed(prompt_seed(arguments.seed, name))
+        yield name, pipeline(conversation, **sampling)
 
 
 def choose_folders(arguments) -> tuple[list[Path], Path]:

@@ -23,6 +23,7 @@ from ..eval.runner import evaluate_models
 from ..eval.suites import SuiteResult, read_suite
 from ..pipeline_tinywave import GeneratedSegment, TinyWavePipeline
 from ..processing_tinywave import TinyWaveProcessor
+from ..prompt_cache_tinywave import PromptCache
 from ..tokenization_tinywave import Segment, SpeechStreams, deduplicate, units_to_ids
 from ..vocoder_tinywave import Vocoder
 
@@ -38,6 +39,9 @@ CHUNK_UNITS = 20
 LEAST_TOKENS = 20
 MAX_SECONDS = 20.0
 MAX_PAIRS = 100
+# Of earlier prompts, whose keys and values a model keeps for the turns that follow: four full contexts of the shipped
+# models, 140 MB of the teacher.
+PROMPT_CACHE_TOKENS = 8192
 OFF, VERIFIED, UNVERIFIED = "off", "verified", "unverified"
 PARALLEL_HEADS_OPTIONS = {
     OFF: {},
@@ -183,7 +187,9 @@ class Studio:
         with self._loading:
             if variant not in self._pipelines:
                 folder = self.others.get(variant, self.model)
-                self._pipelines[variant] = self._open_shipped(variant) if folder is None else self._open(folder)
+                pipeline = self._open_shipped(variant) if folder is None else self._open(folder)
+                pipeline.prompt_cache = PromptCache(PROMPT_CACHE_TOKENS)
+                self._pipelines[variant] = pipeline
             return self._pipelines[variant]
 
     def continue_speech(

@@ -17,6 +17,8 @@ UPLOADED = {
     "configuration_tinywave": 0,
     "tokenization_tinywave": 0,
     "generation_tinywave": 1,
+    "batching_tinywave": 1,
+    "prompt_cache_tinywave": 1,
     "quantization_tinywave": 1,
     "parallel_heads_tinywave": 1,
     "modeling_tinywave": 1,
@@ -36,8 +38,8 @@ UPLOADED = {
 }
 FLOOR_OF_ROOT_MODULE = {**UPLOADED, "distill_trainer": 3}
 FLOOR_OF_FOLDER = {
-    "data": 2, "training": 3, "eval": 4, "cli": 5, "spaces": 5, "convert": 5, "recipes": 5, "benchmarks": 5,
-    "publishing": 5,
+    "data": 2, "engines": 2, "training": 3, "eval": 4, "cli": 5, "spaces": 5, "convert": 5, "recipes": 5,
+    "benchmarks": 5, "publishing": 5,
 }
 # Packages that `pip install tinywave` always brings; an uploaded file needs nothing else.
 ALWAYS_INSTALLED = {"torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy"}

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LogitsProcessor
 
+from tinywave.batching_tinywave import prompt_seed
 from tinywave.codec_tinywave import SpeechCodec
 from tinywave.configuration_tinywave import (
     HifiGanConfig,
@@ -110,6 +111,33 @@ def test_a_batch_says_what_each_conversation_says_alone(pipeline, speech):
         (alone,) = pipeline(conversation, **options)
         assert alone.streams == result.streams
         torch.testing.assert_close(alone.waveform, result.waveform, rtol=1e-4, atol=1e-5)
+
+
+def test_conversations_are_continued_in_any_number_as_each_is_alone(pipeline, speech):
+    named = {"speech": [("speech", speech)], "both": [("text", "A dog"), ("speech", speech[:16_000])]}
+    named |= {"text": [("text", "Say it.")], 3: [("speech", speech[8_000:24_000])]}
+    options = {"min_new_tokens": 8, "max_new_tokens": 8, "do_sample": True}
+    taken = []
+
+    def conversations():
+        for name, conversation in named.items():
+            taken.append(name)
+            yield name, conversation
+
+    continued = pipeline.continue_many(conversations(), batch_size=2, seed=7, **options)
+    assert taken == []
+    first, *_ = next(continued)
+    assert taken == ["speech", "both"] and first == "speech"
+    together = dict(pipeline.continue_many(named.items(), batch_size=2, seed=7, **options))
+    assert together.keys() == named.keys()
+    for name, (result,) in together.items():
+        torch.manual_seed(prompt_seed(7, name))
+        (alone,) = pipeline(named[name], **options)
+        assert alone.streams == result.streams
+        torch.testing.assert_close(alone.waveform, result.waveform, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="24000 Hz; expected 16000 Hz"):
+        pipeline.continue_many(named.items(), sampling_rate=24_000)
+    assert list(pipeline.continue_many([])) == []
 
 
 def test_text_is_answered_in_text(parts, pipeline, speech):
