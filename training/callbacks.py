@@ -1,11 +1,27 @@
-"""Callbacks of the distillation trainer."""
+"""Callbacks of the trainers of language models."""
 
 import importlib.util
+import math
 import os
 
 from transformers import TrainerCallback
 
 LOSS_CURVE_FILE = "loss_curve.png"
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the training data which epoch begins, by its `set_epoch` where it has one.
+
+    The data loader of accelerate does so in a single process only: with several, it tells its sampler alone, and data
+    that is drawn anew for every epoch would stay that of the first.
+    """
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        """Select the epoch of the state, of which a resumed run may have seen a part."""
+        set_epoch = getattr(train_dataloader.dataset, "set_epoch", None)
+        if set_epoch is not None:
+            # A whole number after an epoch, up to rounding.
+            set_epoch(math.floor(state.epoch + 1e-6))
 
 
 class LossCurveCallback(TrainerCallback):

@@ -11,6 +11,7 @@ from ..configuration_tinywave import TinyWaveConfig
 from ..data.collators import CausalLanguageModelCollator
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
+from .callbacks import EpochCallback
 from .checkpoints import last_checkpoint
 
 
@@ -37,6 +38,7 @@ def train_language_model(
         eval_dataset=eval_dataset,
         data_collator=CausalLanguageModelCollator(model.config.pad_token_id),
         processing_class=TinyWaveProcessor.from_config(model.config, tokenizer),
+        callbacks=[EpochCallback()],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(Path(arguments.output_dir)))
     trainer.save_model()

@@ -12,6 +12,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .arguments import CorrectionArguments
+from .callbacks import EpochCallback
 
 
 def correct_teacher(
@@ -58,6 +59,7 @@ def correct_teacher(
         train_dataset=train_dataset,
         data_collator=data_collator,
         processing_class=processing_class,
+        callbacks=[EpochCallback()],
     )
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     corrected = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
