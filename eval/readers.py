@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 import soundfile
 
 from .release_layouts import LAYOUTS, NEGATIVE, POSITIVE, Listing, Problem, Recording, natural_key
+from .salmon_tables import StoredRecording
 from .suites import HALVES, SuiteError
 
 __all__ = ["LAYOUTS", "AudioPair", "AudioSuite", "Problem", "read_audio_suite"]
@@ -27,7 +28,7 @@ class AudioPair:
             the type of rule; the name of the suite where there are no parts.
         group (`str`): what resampling keeps together, such as the voices of a word.
         voice (`str`): who speaks; empty where the release does not tell.
-        positive, negative (`Path`): the files.
+        positive, negative (`Path` or [`StoredRecording`]): the files, or where they are in a table.
         positive_text, negative_text (`str`): what is spoken; empty where the release does not tell.
     """
 
@@ -36,8 +37,8 @@ class AudioPair:
     part: str
     group: str
     voice: str
-    positive: Path
-    negative: Path
+    positive: Path | StoredRecording
+    negative: Path | StoredRecording
     positive_text: str
     negative_text: str
 
@@ -119,7 +120,7 @@ def _pair_up(listing: Listing, root: Path, min_seconds: float) -> tuple[list[Aud
     for recording in listing.recordings:
         recordings_of.setdefault(recording.id, []).append(recording)
     pairs, problems = [], []
-    defects: dict[Path, str | None] = {}
+    defects: dict[Path | StoredRecording, str | None] = {}
     for id_, recordings in recordings_of.items():
         found = _defects_of_pair(id_, recordings, root)
         for path in sorted({recording.path for recording in recordings}):
@@ -161,15 +162,18 @@ def _defects_of_pair(id_: str, recordings: Sequence[Recording], root: Path) -> l
     return [Problem(id_, f"has no {half} half; found only {found}") for half in missing]
 
 
-def _defect_of_file(path: Path, min_seconds: float) -> str | None:
-    if not path.is_file():
+def _defect_of_file(path: Path | StoredRecording, min_seconds: float) -> str | None:
+    stored = isinstance(path, StoredRecording)
+    if not stored and not path.is_file():
         return "does not exist"
     try:
-        seconds = soundfile.info(path).duration
+        seconds = soundfile.info(path.open() if stored else path).duration
     except (soundfile.SoundFileError, TypeError) as error:
         return f"is not audio that can be read ({getattr(error, 'error_string', error)})"
     return None if seconds >= min_seconds else f"lasts {seconds:.3g} s; expected at least {min_seconds:g} s"
 
 
-def _name_of(path: Path, root: Path) -> str:
+def _name_of(path: Path | StoredRecording, root: Path) -> str:
+    if isinstance(path, StoredRecording):
+        return str(replace(path, table=Path(_name_of(path.table, root))))
     return str(path.relative_to(root) if path.is_relative_to(root) else path)

@@ -3,6 +3,7 @@
 | layout | pairs | positive |
 |---|---|---|
 | salmon | `<part>/sample_<i>_<j>.wav`, eight parts (arXiv 2409.07437) | `j` 0 |
+| salmon_tables | the same as parquet, the recordings inside, as the Hub has it | column `positive_audio` |
 | zerospeech_lexical | `gold.csv` and its wavs, by id and voice: sWUGGY of sLM21 (arXiv 2011.11588) | `correct` 1 |
 | zerospeech_syntactic | the same by type, subtype, id and voice: sBLIMP | `correct` 1 |
 | storycloze | `<i>_correct.wav`, `<i>_incorrect.wav`, of one voice or a folder each (arXiv 2305.13009) | `_correct` |
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 
 from ..data.audio_io import AUDIO_SUFFIXES
 from .aggregation import OUT_OF_VOCABULARY, SALMON_PARTS
+from .salmon_tables import AUDIO_COLUMNS, StoredRecording, read_labels, salmon_tables
 from .suites import HALVES, SuiteError
 
 POSITIVE, NEGATIVE = HALVES
@@ -55,14 +57,14 @@ class Recording:
     Args:
         id (`str`): of the pair.
         half (`str`): "positive" or "negative".
-        path (`Path`): the file, whether or not it is there.
+        path (`Path` or [`StoredRecording`]): the file, whether or not it is there, or its place in a table.
         part, group (`str`): of the pair; those of the positive half count.
         voice, text (`str`): empty where unknown.
     """
 
     id: str
     half: str
-    path: Path
+    path: Path | StoredRecording
     part: str
     group: str
     voice: str = ""
@@ -133,6 +135,26 @@ def _list_salmon(path: Path) -> Listing:
                 continue
             id_, half = f"{folder.name}/{int(found[1])}", HALVES[int(found[2])]
             listing.recordings.append(Recording(id_, half, file, folder.name, id_))
+    return listing
+
+
+def _list_salmon_tables(path: Path) -> Listing:
+    listing = Listing("salmon")
+    for table in salmon_tables(path):
+        name = str(table.relative_to(path)) if path.is_dir() else table.name
+        try:
+            rows = read_labels(table)
+        except SuiteError as error:
+            listing.problems.append(Problem(name, str(error)))
+            continue
+        for row, (part, number) in enumerate(rows):
+            if part not in SALMON_PARTS or number is None:
+                reason = f"found task {part!r} and ind {number}; expected one of {SALMON_PARTS} and a number"
+                listing.problems.append(Problem(f"{name}, row {row + 1}", reason))
+                continue
+            id_ = f"{part}/{number}"
+            for half, column in zip(HALVES, AUDIO_COLUMNS, strict=True):
+                listing.recordings.append(Recording(id_, half, StoredRecording(table, row, column), part, id_))
     return listing
 
 
@@ -415,8 +437,14 @@ def _row_to_recordings(row: Mapping, name: str, folder: Path, listing: Listing) 
 
 LAYOUTS: dict[str, Layout] = {
     "salmon": Layout(
-        "folders named like the parts of SALMon, such as gender_consistency", lambda p: bool(_salmon_parts(p)),
+        "folders named like the parts of SALMon, such as gender_consistency",
+        lambda p: bool(_salmon_parts(p)) and not salmon_tables(p),
         _list_salmon,
+    ),
+    "salmon_tables": Layout(
+        "parquet files with the columns task, ind, positive_audio and negative_audio",
+        lambda p: bool(salmon_tables(p)),
+        _list_salmon_tables,
     ),
     "zerospeech_lexical": Layout(
         "gold.csv with the column frequency", lambda p: _fits_gold(p, "lexical", "frequency"), _list_lexical
@@ -430,7 +458,9 @@ LAYOUTS: dict[str, Layout] = {
         _list_stories,
     ),
     "manifest": Layout(
-        "a manifest, .parquet or .jsonl", lambda p: _manifest_file(p) is not None, _list_manifest
+        "a manifest, .parquet or .jsonl",
+        lambda p: _manifest_file(p) is not None and not salmon_tables(p),
+        _list_manifest,
     ),
     "sorted_names": Layout(
         "two folders or file lists (.txt) named positive and negative, or correct and incorrect; or files that begin "

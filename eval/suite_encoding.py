@@ -18,6 +18,7 @@ from ..data.audio_io import AudioError, load_audio
 from ..tokenization_tinywave import SpeechStreams
 from .readers import AudioPair, AudioSuite, Problem, refuse_problems
 from .results import write_json
+from .salmon_tables import StoredRecording
 from .sequence_formats import STREAM_FIELDS
 from .suites import HALVES, Pair, read_suite, write_suite
 
@@ -107,7 +108,7 @@ def _digest(pairs: Sequence[AudioPair], rules: Mapping) -> str:
     return digest.hexdigest()[:32]
 
 
-def _state_of(path: Path) -> tuple[int, int] | None:
+def _state_of(path: Path | StoredRecording) -> tuple[int, int] | None:
     try:
         state = path.stat()
     except OSError:
@@ -195,7 +196,7 @@ def _encode_chunk(
     usable: dict[AudioPair, tuple[np.ndarray, np.ndarray]] = {}
     for pair in pairs:
         try:
-            positive, negative = (load_audio(path, codec.input_sampling_rate) for path in _files_of(pair))
+            positive, negative = (_load(path, codec) for path in _files_of(pair))
             usable[pair] = positive, negative
         except AudioError as error:
             problems.append(Problem(pair.id, str(error)))
@@ -219,8 +220,13 @@ def _encode_chunk(
     return encoded
 
 
-def _files_of(pair: AudioPair) -> tuple[Path, Path]:
+def _files_of(pair: AudioPair) -> tuple[Path | StoredRecording, Path | StoredRecording]:
     return pair.positive, pair.negative
+
+
+def _load(recording: Path | StoredRecording, codec: SpeechCodec) -> np.ndarray:
+    source = recording.open() if isinstance(recording, StoredRecording) else recording
+    return load_audio(source, codec.input_sampling_rate)
 
 
 def _refusal(pair: AudioPair, halves: tuple[np.ndarray, np.ndarray], codec: SpeechCodec) -> str | None:

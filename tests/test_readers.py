@@ -1,18 +1,23 @@
 """Released layouts, built as the releases are from pieces of real recordings, and every defect that they can have."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from tinywave.data.codec_loading import load_codec
 from tinywave.eval.aggregation import SALMON_PARTS
 from tinywave.eval.readers import LAYOUTS, AudioPair, read_audio_suite
-from tinywave.eval.suites import SuiteError
+from tinywave.eval.salmon_tables import StoredRecording
+from tinywave.eval.suite_encoding import encode_audio_suite
+from tinywave.eval.suites import SuiteError, read_suite
 
 LIBRIVOX = Path(__file__).parents[1] / "assets" / "audio" / "librivox"
 LEXICAL_COLUMNS = ("id", "filename", "voice", "frequency", "word", "phones", "length", "correct")
@@ -133,6 +138,133 @@ def test_strict_shows_the_first_twenty(salmon):
         read_audio_suite(salmon)
     lines = str(error.value).splitlines()
     assert len(lines) == 22 and lines[1].startswith("bg_alignment/0: ") and lines[-1] == "and 4 more"
+
+
+def salmon_rows(speech, part, numbers, seconds=0.3):
+    """Rows as the Hub has them: whole WAV files in structs."""
+    waveform, rate = speech
+    rows = []
+    for number in numbers:
+        row = {"task": part, "ind": number}
+        for half, start in (("positive", 977 * number), ("negative", 977 * number + 400)):
+            file = io.BytesIO()
+            soundfile.write(file, waveform[start : start + round(seconds * rate)], rate, format="WAV")
+            row[f"{half}_audio"] = {"bytes": file.getvalue(), "path": f"sample_{number}_{int(half == 'negative')}.wav"}
+        rows.append(row)
+    return rows
+
+
+def write_tables(folder, rows_by_file, row_group_size=2):
+    for name, rows in rows_by_file.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), folder / name, row_group_size=row_group_size)
+    return folder
+
+
+@pytest.fixture
+def salmon_of_the_hub(tmp_path, speech):
+    tables = {f"{part}/train-00000-of-00001.parquet": salmon_rows(speech, part, (7, 0, 12)) for part in SALMON_PARTS}
+    return write_tables(tmp_path / "SALMon", tables)
+
+
+def test_salmon_of_the_hub(salmon_of_the_hub, speech, tmp_path):
+    suite = read_audio_suite(salmon_of_the_hub, strict=True)
+    assert (suite.name, suite.layout, suite.problems) == ("salmon", "salmon_tables", ())
+    assert [pair.id for pair in suite.pairs] == [f"{part}/{i}" for part in SALMON_PARTS for i in (0, 7, 12)]
+    pair = suite.pairs[5]
+    table = salmon_of_the_hub / SALMON_PARTS[1] / "train-00000-of-00001.parquet"
+    assert (pair.part, pair.group) == (SALMON_PARTS[1], pair.id)
+    assert (pair.positive, pair.negative) == tuple(
+        StoredRecording(table, 2, f"{half}_audio") for half in ("positive", "negative")
+    )
+    # The sound is that of the row, beyond the first row group too.
+    for recording, start in ((pair.positive, 977 * 12), (pair.negative, 977 * 12 + 400)):
+        found, rate = soundfile.read(recording.open(), dtype="int16")
+        np.testing.assert_array_equal(found, speech[0][start : start + round(0.3 * rate)])
+    part = read_audio_suite(salmon_of_the_hub / "rir_consistency")
+    assert part.pairs == tuple(pair for pair in suite.pairs if pair.part == "rir_consistency")
+    assert read_audio_suite(salmon_of_the_hub / "rir_consistency" / table.name).pairs == part.pairs
+
+
+def test_the_converted_branch_holds_every_pair_once(tmp_path, speech):
+    rows = salmon_rows(speech, "rir_consistency", (0, 1))
+    branch = write_tables(
+        tmp_path,
+        {
+            "rir_consistency/train/0000.parquet": rows,
+            "all/train/0000.parquet": rows,
+            "all_consistency/train/0000.parquet": rows,
+        },
+    )
+    assert [pair.id for pair in read_audio_suite(branch, strict=True).pairs] == [
+        "rir_consistency/0",
+        "rir_consistency/1",
+    ]
+    joined = read_audio_suite(branch / "all", strict=True)
+    assert [(pair.id, pair.part) for pair in joined.pairs] == [
+        (f"rir_consistency/{i}", "rir_consistency") for i in (0, 1)
+    ]
+
+
+def test_every_defect_of_a_salmon_table_is_named(salmon_of_the_hub, speech):
+    rows = salmon_rows(speech, "gender_consistency", (0, 1, 2, 2, 3, 4, 5))
+    rows[0]["negative_audio"]["bytes"] = b"no sound"
+    rows[1]["positive_audio"] = {"bytes": None, "path": "sample_1_0.wav"}
+    rows[4]["task"] = "whisper_consistency"
+    rows[5]["ind"] = None
+    rows[6] |= {"positive_audio": salmon_rows(speech, "", (5,), 0.05)[0]["positive_audio"]}
+    name = "train-00000-of-00001.parquet"
+    write_tables(salmon_of_the_hub / "gender_consistency", {name: rows})
+    without = [{key: row[key] for key in row if key != "ind"} for row in salmon_rows(speech, "bg_alignment", (0,))]
+    write_tables(salmon_of_the_hub / "bg_alignment", {name: without})
+    names = [{"task": "rir_consistency", "ind": 0, "positive_audio": "a.wav", "negative_audio": "b.wav"}]
+    write_tables(salmon_of_the_hub / "rir_consistency", {name: names})
+    (salmon_of_the_hub / "sentiment_alignment" / name).write_bytes(b"PAR1 and no more")
+    suite = read_audio_suite(salmon_of_the_hub)
+    parts = ("bg_all_consistency", "bg_domain_consistency", "sentiment_consistency", "speaker_consistency")
+    assert {pair.part for pair in suite.pairs} == set(parts) and len(suite.pairs) == 12
+    found, table = reasons(suite), f"gender_consistency/{name}"
+    for row, half in ((1, "negative"), (2, "positive")):
+        assert found.pop(f"{table}, row {row} ({half}_audio)").startswith("is not audio that can be read (")
+    assert found.pop(f"sentiment_alignment/{name}").startswith("is not a readable parquet file (")
+    assert found.pop(f"{table}, row 5").startswith("found task 'whisper_consistency' and ind 3; expected one of (")
+    assert found.pop(f"{table}, row 6").startswith("found task 'gender_consistency' and ind None; expected")
+    assert found == {
+        "gender_consistency/2": "is a duplicate id; expected one file a half, found positive "
+        f"{table}, row 3 (positive_audio) and {table}, row 4 (positive_audio); negative "
+        f"{table}, row 3 (negative_audio) and {table}, row 4 (negative_audio)",
+        f"{table}, row 7 (positive_audio)": "lasts 0.05 s; expected at least 0.1 s (pair gender_consistency/5)",
+        f"bg_alignment/{name}": "lacks the columns ['ind']; expected "
+        "['task', 'ind', 'positive_audio', 'negative_audio']",
+        f"rir_consistency/{name}": "has positive_audio of type string; expected the bytes of an audio file and its "
+        "path",
+    }
+    with pytest.raises(SuiteError, match="has 9 problems"):
+        read_audio_suite(salmon_of_the_hub, strict=True)
+    with pytest.raises(SuiteError, match=r"lacks the columns \['ind'\]"):
+        read_audio_suite(salmon_of_the_hub / "bg_alignment")
+
+
+def test_a_salmon_table_is_encoded_like_its_files(tmp_path, speech, write):
+    """The codec makes the same units of a folder of files and of a table of the same files."""
+    codec = load_codec(LIBRIVOX.parents[1] / "codec", ["unit"])
+    folder = write(tmp_path / "files", {f"rir_consistency/sample_{i}_{j}.wav": 0.4 for i in (0, 1) for j in (0, 1)})
+    rows = [
+        {"task": "rir_consistency", "ind": i}
+        | {
+            f"{half}_audio": {"bytes": (folder / f"rir_consistency/sample_{i}_{j}.wav").read_bytes(), "path": None}
+            for j, half in enumerate(("positive", "negative"))
+        }
+        for i in (0, 1)
+    ]
+    tables = write_tables(tmp_path / "tables", {"rir_consistency/train-00000-of-00001.parquet": rows})
+    found, expected = (
+        read_suite(
+            encode_audio_suite(read_audio_suite(path), codec, tmp_path / f"{path.name}.parquet", progress=False)
+        )
+        for path in (tables, folder)
+    )
+    assert found == expected and len(found) == 2
 
 
 # ZeroSpeech
