@@ -5,6 +5,7 @@ page, in a folder that looks like a clone after `make quickstart`, in small. Pyt
 `tinywave` commands run in this process; a YAML block with a title is the file of that name.
 """
 
+import ast
 import contextlib
 import functools
 import importlib.util
@@ -233,6 +234,17 @@ def test_reference_holds_every_public_name_and_command(site):
     text = page.path.read_text(encoding="utf-8")
     assert [verb for verb in VERBS if f"<code>tinywave {verb}</code>" not in text] == []
     assert "[<code>" not in text and "[`" not in text  # the mentions of docstrings have become names or links
+
+
+def test_reference_holds_every_name_that_a_page_imports(site):
+    anchors, imported = site["api.html"].anchors, set()
+    for page in PAGES:
+        for block in (block for block in read_blocks(page) if block.language == "python"):
+            for statement in ast.walk(ast.parse(block.code)):
+                if isinstance(statement, ast.ImportFrom) and statement.module.startswith("tinywave."):
+                    imported |= {f"{statement.module}.{name.name}" for name in statement.names}
+    assert len(imported) > 10
+    assert imported - anchors == set()
 
 
 def test_pictures_show_what_the_code_does(tmp_path):
