@@ -36,6 +36,7 @@ METRICS = [
 ]
 FOLDERS = [
     "data",
+    "engines",
     "training",
     "eval",
     "cli",
@@ -90,8 +91,8 @@ EXTRAS = {
         "jiwer>=4.0",
         "pyroomacoustics>=0.10",
     ],
-    # Files for llama.cpp, and llama.cpp itself to run them.
-    "export": ["gguf>=0.19", "xllamacpp>=2026.10"],
+    # Files for llama.cpp and for ONNX Runtime, and both to run them.
+    "export": ["gguf>=0.19", "xllamacpp>=2026.10", "onnx>=1.23", "onnxruntime>=1.31"],
     # The page to try it in a browser, with its plots and scores; ffmpeg comes along for machines that have none.
     "demo": ["gradio>=6.31", "imageio-ffmpeg>=0.6", "matplotlib>=3.11", "scipy>=1.17", "statsmodels>=0.15"],
     "docs": [

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from ..configuration_tinywave import TinyWaveConfig
+from ..engines.onnx_model import OnnxForCausalLM, is_onnx_folder, read_record
 from ..eval.results import write_json
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..quantization_tinywave import INT8, Int8Linear
@@ -33,8 +34,8 @@ from .machine import measure_limits, medians
 
 TORCH_ENGINES = ("torch-float32", "torch-bfloat16", "torch-int8")
 # The type of the weights follows the name.
-LLAMA_CPP = "llama.cpp-"
-ENGINES = (*TORCH_ENGINES, f"{LLAMA_CPP}q8_0", f"{LLAMA_CPP}q4_0")
+LLAMA_CPP, ONNX = "llama.cpp-", "onnx-"
+ENGINES = (*TORCH_ENGINES, f"{LLAMA_CPP}q8_0", f"{LLAMA_CPP}q4_0", f"{ONNX}int8", f"{ONNX}int4")
 REFERENCE = "torch-bfloat16"
 NUM_PROMPT_TOKENS, NUM_NEW_TOKENS = 128, 16
 # De-duplicated units alone, and merged with pitch and style.
@@ -46,6 +47,9 @@ _BYTES_OF_ENGINE = {
     "torch-int8": 1,
     f"{LLAMA_CPP}q8_0": 34 / 32,
     f"{LLAMA_CPP}q4_0": 18 / 32,
+    # The embedding is in 16 bits; scales and zero points come on top.
+    f"{ONNX}int8": 1.1,
+    f"{ONNX}int4": 0.7,
 }
 _RANDOM_BLOCK = 1 << 20
 
@@ -98,7 +102,7 @@ def measure_decoding(
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}; expected one of {', '.join(ENGINES)}")
-    measure = _measure_torch if engine in TORCH_ENGINES else _measure_llama_cpp
+    measure = _measure_llama_cpp if engine.startswith(LLAMA_CPP) else _measure_model
     config, costs = measure(model_name, engine, num_prompt_tokens, num_new_tokens)
     limits = measure_limits()
     has_prosody = len(config.stream_ranges().keys() & {"pitch", "style"}) > 0
@@ -131,10 +135,10 @@ class _Costs:
     weights: int
 
 
-def _measure_torch(
+def _measure_model(
     model_name: str, engine: str, num_prompt_tokens: int, num_new_tokens: int
 ) -> tuple[TinyWaveConfig, _Costs]:
-    model = load_engine(model_name, engine)
+    model = load_engine(model_name, engine) if engine in TORCH_ENGINES else load_onnx(model_name, engine)
     ids = random_prompt(model.config, num_prompt_tokens + 1)
     with torch.inference_mode():
         first_token_seconds, _ = medians(lambda: prefill(model, ids[:, :-1]), repeats=1)
@@ -145,6 +149,38 @@ def _measure_torch(
     )
 
 
+def load_onnx(model_name: str, engine: str) -> OnnxForCausalLM:
+    """A model in ONNX: of a folder that was exported so, or exported now, from a folder or a preset.
+
+    Raises `ValueError` for a folder of other weights than the engine's.
+    """
+    if is_onnx_folder(model_name):
+        if (found := read_record(model_name)["engine"]) != engine:
+            raise ValueError(f"{model_name} is an export; its engine is {found}, not {engine}")
+        return OnnxForCausalLM.from_pretrained(model_name)
+    check_memory(count_in_config(read_config(model_name))[0] * _BYTES_OF_ENGINE[engine])
+    with tempfile.TemporaryDirectory() as folder:
+        _write_in_own_process(write_onnx, model_name, Path(folder) / "model", engine.removeprefix(ONNX))
+        # The weights are in memory, or mapped, when the folder goes.
+        return OnnxForCausalLM.from_pretrained(Path(folder) / "model")
+
+
+def write_onnx(model_name: str, folder: str | os.PathLike, weights: str) -> None:
+    """Write a folder's model, or a preset with random weights, as ONNX."""
+    from ..engines.onnx_export import export_onnx  # the package onnx is optional
+
+    export_onnx(load_engine(model_name, "torch-bfloat16"), None, folder, weights)
+
+
+def _write_in_own_process(write: Callable, *arguments) -> None:
+    """What writing a file takes is no part of what running it takes."""
+    writer = multiprocessing.get_context("spawn").Process(target=write, args=arguments)
+    writer.start()
+    writer.join()
+    if writer.exitcode:
+        raise ValueError(f"writing {arguments[0]} for another engine failed; see the lines above")
+
+
 def _measure_llama_cpp(
     model_name: str, engine: str, num_prompt_tokens: int, num_new_tokens: int
 ) -> tuple[TinyWaveConfig, _Costs]:
@@ -152,12 +188,7 @@ def _measure_llama_cpp(
     ids = random_prompt(config, num_prompt_tokens)[0].tolist()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
-        # In a process of its own: what writing the file takes is no part of what running it takes.
-        writer = multiprocessing.get_context("spawn").Process(target=write_gguf, args=(model_name, path, weights_type))
-        writer.start()
-        writer.join()
-        if writer.exitcode:
-            raise ValueError(f"writing {model_name} as GGUF failed; see the lines above")
+        _write_in_own_process(write_gguf, model_name, path, weights_type)
         short, long = complete_with_llama_cpp(path, ids, (1, 1 + num_new_tokens))
     num_parameters, in_linears = count_in_config(config)
     return config, _Costs(
@@ -237,6 +268,8 @@ def load_engine(model_name: str, engine: str) -> TinyWaveForCausalLM:
     Raises `MemoryError` before anything is loaded where the weights would not fit into the memory that is free.
     """
     is_folder, config = (Path(model_name) / "config.json").is_file(), read_config(model_name)
+    if is_onnx_folder(model_name):
+        raise ValueError(f"{model_name} is an export; its engine is {read_record(model_name)['engine']}, not {engine}")
     if config.weight_format == INT8 and engine != "torch-int8":
         raise ValueError(f"{model_name} is stored in 8 bits; its engine is torch-int8, not {engine}")
     check_memory(count_in_config(config)[0] * _BYTES_OF_ENGINE[engine])
@@ -310,6 +343,8 @@ def next_token(model: nn.Module, ids: torch.Tensor, cache: DynamicCache) -> Call
 
 def count_weights(model: nn.Module) -> int:
     """Weights of a model, whatever they are stored in."""
+    if isinstance(model, OnnxForCausalLM):
+        return model.num_parameters()
     quantized = [module for module in model.modules() if isinstance(module, Int8Linear)]
     in_linears = sum(module.in_features * module.out_features for module in quantized)
     return sum(parameter.numel() for parameter in model.parameters()) + in_linears
@@ -317,6 +352,8 @@ def count_weights(model: nn.Module) -> int:
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of the linear layers, which every token reads."""
+    if isinstance(model, OnnxForCausalLM):
+        return model.record["linear_bytes"]
     total = 0
     for module in model.modules():
         if isinstance(module, Int8Linear):

@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from ..codec_tinywave import SpeechCodec
 from ..data.codec_loading import load_codec
+from ..engines.onnx_model import OnnxForCausalLM, is_onnx_folder
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
 from .shipped import CODEC, speech_encoder_of
@@ -15,10 +16,17 @@ from .shipped import CODEC, speech_encoder_of
 STREAMS = ("unit", "pitch", "style")
 
 
-def load_language_model(folder: str | Path) -> tuple[TinyWaveForCausalLM, TinyWaveProcessor]:
-    """Load a language model for use, and its processor. Raises `FileNotFoundError` where the folder holds none.
+def load_language_model(folder: str | Path) -> tuple[TinyWaveForCausalLM | OnnxForCausalLM, TinyWaveProcessor]:
+    """Load a language model for use, and its processor. Raises `FileNotFoundError` where the folder holds none."""
+    model = load_for_scoring(folder, dtype="auto")
+    return model, TinyWaveProcessor.from_pretrained(folder)
+
+
+def load_for_scoring(folder: str | Path, dtype: str = "float32") -> TinyWaveForCausalLM | OnnxForCausalLM:
+    """Load a language model that is given ids; in PyTorch, or in ONNX, which is in float32 always.
 
     Only a local folder is read: one that does not exist would be taken for the name of a Hub repository.
+    Raises `FileNotFoundError` where the folder holds none.
     """
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(
@@ -26,7 +34,9 @@ def load_language_model(folder: str | Path) -> tuple[TinyWaveForCausalLM, TinyWa
             "models with `tinywave rebuild`"
         )
     logging.disable_progress_bar()
-    return TinyWaveForCausalLM.from_pretrained(folder).eval(), TinyWaveProcessor.from_pretrained(folder)
+    if is_onnx_folder(folder):
+        return OnnxForCausalLM.from_pretrained(folder)
+    return TinyWaveForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
 def load_for_training(

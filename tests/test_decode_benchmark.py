@@ -13,6 +13,7 @@ from tinywave.benchmarks.decode import (
     compare_engines,
     count_weights,
     load_engine,
+    load_onnx,
     measure_decoding,
     next_token,
     prefill,
@@ -50,7 +51,7 @@ def test_8_bits_count_the_same_weights_and_a_quarter_of_the_bytes():
     assert weight_bytes(model) == NUM_PARAMETERS - IN_EMBEDDING - IN_NORMS + 4 * num_outputs
 
 
-@pytest.mark.parametrize("engine", decode.ENGINES)
+@pytest.mark.parametrize("engine", [engine for engine in decode.ENGINES if not engine.startswith(decode.ONNX)])
 def test_a_preset_gets_random_weights_that_compute(engine):
     model = load_engine("nano-student", engine)
     assert isinstance(model, TinyWaveForCausalLM) and count_weights(model) == 1_721_664
@@ -67,6 +68,28 @@ def test_a_row_follows_from_its_definitions():
     assert row.efficiency == pytest.approx(share)
     assert row.real_time_factor == pytest.approx(28 / row.tokens_per_second), "units, pitch and style"
     assert row.cpu_seconds_per_token > 0 and row.peak_mb > row.weights_mb
+
+
+@pytest.mark.parametrize(("engine", "bits", "block_size"), [("onnx-int4", 4, 64), ("onnx-int8", 8, 128)])
+def test_onnx_counts_packed_weights_scales_and_zero_points(engine, bits, block_size):
+    model = load_onnx(TEACHER, engine)
+    assert count_weights(model) == NUM_PARAMETERS
+
+    def size(outputs, inputs, bits):
+        blocks = -(-inputs // block_size)
+        return outputs * (blocks * block_size * bits // 8 + 4 * blocks + -(-blocks * bits // 8))
+
+    layer = size(4 * 192 + 2 * 512, 192, bits) + size(192, 512, bits)
+    assert weight_bytes(model) == 11 * layer + size(1088, 192, 8)
+
+
+def test_an_exported_folder_has_one_engine(tmp_path):
+    folder = str(tmp_path / "onnx")
+    assert main(["export", TEACHER, folder, "--engine", "onnx", "--weights", "int8"]) == 0
+    assert count_weights(load_onnx(folder, "onnx-int8")) == NUM_PARAMETERS
+    for load, engine in ((load_onnx, "onnx-int4"), (load_engine, "torch-bfloat16")):
+        with pytest.raises(ValueError, match=f"is an export; its engine is onnx-int8, not {engine}"):
+            load(folder, engine)
 
 
 def test_engines_are_compared_by_cpu_time(capsys):
@@ -94,7 +117,7 @@ def test_a_model_stored_in_8_bits_has_one_engine(tmp_path):
 
 
 def test_the_verb_prints_json(capsys):
-    arguments = ["--model", TEACHER, "--engine", "torch-bfloat16", "--prompt-tokens", "4", "--new-tokens", "2"]
+    arguments = ["--model", "nano-student", "--engine", "onnx-int4", "--prompt-tokens", "4", "--new-tokens", "2"]
     assert main(["bench", *arguments, "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     expected = {"tokens_per_second", "cpu_seconds_per_token", "peak_mb", "bandwidth_gbs", "efficiency"}
