@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerFast
+
 from ..data.interleaving import read_documents
 from ..eval.contrast import CONTRASTS
 from ..eval.evaluation_page import write_evaluation_page
@@ -11,6 +13,7 @@ from ..eval.results import STUDENT, TEACHER, write_json
 from ..eval.runner import Evaluation, evaluate_models
 from ..eval.scoring import NORMALISATIONS, VOCABULARIES
 from ..eval.sequence_formats import STREAM_FIELDS
+from ..eval.story_suites import DIRECTIONS, SPEECH_TO_SPEECH, StorySuite
 from ..eval.suite_encoding import encode_audio_suite
 from ..eval.suites import is_manifest, read_suite
 from ..modeling_tinywave import TinyWaveForCausalLM
@@ -45,6 +48,14 @@ def add_arguments(parser):
         choices=tuple(STREAM_FIELDS),
         help="streams whose tokens are scored (default: all that the model has)",
     )
+    parser.add_argument(
+        "--directions",
+        nargs="+",
+        choices=DIRECTIONS,
+        default=[SPEECH_TO_SPEECH],
+        help="modality of the context and of the endings of stories; each is a suite of its own in the results, and "
+        "those with text need the transcripts of the release",
+    )
     parser.add_argument("--batch-size", type=int, default=16, help="sequences of a forward pass")
     parser.add_argument("--dataset-id", help="of the suites on the Hub: writes .eval_results for the model's page")
     parser.add_argument("--speak", action="store_true", help="let the page play the worst pairs, through the vocoder")
@@ -56,7 +67,8 @@ def run(arguments) -> int:
     output = Path(arguments.output_dir)
     models = {STUDENT: _load(arguments.model)} | ({TEACHER: _load(arguments.teacher)} if arguments.teacher else {})
     streams = models[STUDENT].config.stream_ranges()
-    suites = find_suites(arguments, list(streams), output)
+    manifests = find_suites(arguments, list(streams), output)
+    suites = in_directions(manifests, arguments.directions, arguments.model)
     prosody = [name for name in ("pitch", "style") if name in streams]
     evaluation = evaluate_models(
         models,
@@ -73,7 +85,9 @@ def run(arguments) -> int:
         evaluation,
         name,
         output / "evaluation.html",
-        pairs={suite: read_suite(path) for suite, path in suites.items()},
+        pairs={
+            name: suite.pairs if isinstance(suite, StorySuite) else read_suite(suite) for name, suite in suites.items()
+        },
         speak=_voice(arguments, streams) if arguments.speak else None,
     )
     print_evaluation(evaluation)
@@ -101,6 +115,17 @@ def find_suites(arguments, streams: list[str], output: Path) -> dict[str, Path]:
             if manifest.stem in suites:
                 raise ValueError(f"{manifest} and {suites[manifest.stem]} have one name; rename one of them.")
             suites[manifest.stem] = manifest
+    return suites
+
+
+def in_directions(manifests: dict[str, Path], directions: list[str], model: str) -> dict[str, Path | StorySuite]:
+    """The suites in every direction; the tokenizer of those with text is the model's."""
+    suites: dict[str, Path | StorySuite] = dict(manifests) if SPEECH_TO_SPEECH in directions else {}
+    for direction in dict.fromkeys(directions):
+        if direction != SPEECH_TO_SPEECH:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+            stories = [StorySuite(read_suite(path), direction, tokenizer) for path in manifests.values()]
+            suites |= {suite.name: suite for suite in stories}
     return suites
 
 

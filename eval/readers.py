@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import soundfile
 
-from .release_layouts import LAYOUTS, NEGATIVE, POSITIVE, Listing, Problem, Recording, natural_key
+from .release_layouts import CONTEXT, LAYOUTS, NEGATIVE, POSITIVE, Listing, Problem, Recording, natural_key
 from .salmon_tables import StoredRecording
 from .suites import HALVES, SuiteError
 
@@ -30,6 +30,7 @@ class AudioPair:
         voice (`str`): who speaks; empty where the release does not tell.
         positive, negative (`Path` or [`StoredRecording`]): the files, or where they are in a table.
         positive_text, negative_text (`str`): what is spoken; empty where the release does not tell.
+        context, context_text (*optional*): what both halves, then endings, begin with, where it is a file of its own.
     """
 
     id: str
@@ -41,6 +42,8 @@ class AudioPair:
     negative: Path | StoredRecording
     positive_text: str
     negative_text: str
+    context: Path | StoredRecording | None = None
+    context_text: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,10 @@ def _pair_up(listing: Listing, root: Path, min_seconds: float) -> tuple[list[Aud
     for recording in listing.recordings:
         recordings_of.setdefault(recording.id, []).append(recording)
     pairs, problems = [], []
+    expected = (CONTEXT, *HALVES) if listing.has_contexts else HALVES
     defects: dict[Path | StoredRecording, str | None] = {}
     for id_, recordings in recordings_of.items():
-        found = _defects_of_pair(id_, recordings, root)
+        found = _defects_of_pair(id_, recordings, root, expected)
         for path in sorted({recording.path for recording in recordings}):
             if path not in defects:
                 defects[path] = _defect_of_file(path, min_seconds)
@@ -131,11 +135,11 @@ def _pair_up(listing: Listing, root: Path, min_seconds: float) -> tuple[list[Aud
         problems += found
         if not found:
             halves = {recording.half: recording for recording in recordings}
-            pairs.append(_to_pair(listing.suite, halves[POSITIVE], halves[NEGATIVE]))
+            pairs.append(_to_pair(listing.suite, halves[POSITIVE], halves[NEGATIVE], halves.get(CONTEXT)))
     return pairs, problems
 
 
-def _to_pair(suite: str, positive: Recording, negative: Recording) -> AudioPair:
+def _to_pair(suite: str, positive: Recording, negative: Recording, context: Recording | None) -> AudioPair:
     return AudioPair(
         id=positive.id,
         suite=suite,
@@ -146,20 +150,22 @@ def _to_pair(suite: str, positive: Recording, negative: Recording) -> AudioPair:
         negative=negative.path,
         positive_text=positive.text,
         negative_text=negative.text,
+        context=None if context is None else context.path,
+        context_text="" if context is None else context.text,
     )
 
 
-def _defects_of_pair(id_: str, recordings: Sequence[Recording], root: Path) -> list[Problem]:
+def _defects_of_pair(id_: str, recordings: Sequence[Recording], root: Path, expected: Sequence[str]) -> list[Problem]:
     names = {
         half: sorted(_name_of(recording.path, root) for recording in recordings if recording.half == half)
-        for half in HALVES
+        for half in expected
     }
     if any(len(files) > 1 for files in names.values()):
         found = "; ".join(f"{half} {' and '.join(files) or 'none'}" for half, files in names.items())
         return [Problem(id_, f"is a duplicate id; expected one file a half, found {found}")]
     missing = [half for half, files in names.items() if not files]
-    [found, *_] = [file for files in names.values() for file in files]
-    return [Problem(id_, f"has no {half} half; found only {found}") for half in missing]
+    found = " and ".join(file for files in names.values() for file in files)
+    return [Problem(id_, f"has no {half}{'' if half == CONTEXT else ' half'}; found only {found}") for half in missing]
 
 
 def _defect_of_file(path: Path | StoredRecording, min_seconds: float) -> str | None:

@@ -7,6 +7,7 @@
 | zerospeech_lexical | `gold.csv` and its wavs, by id and voice: sWUGGY of sLM21 (arXiv 2011.11588) | `correct` 1 |
 | zerospeech_syntactic | the same by type, subtype, id and voice: sBLIMP | `correct` 1 |
 | storycloze | `<i>_correct.wav`, `<i>_incorrect.wav`, of one voice or a folder each (arXiv 2305.13009) | `_correct` |
+| storycloze | the endings so, and `<i>_mutual.wav` before both, as slamkit's cross-modal sets are | `_correct` |
 | sorted_names | `<i>_*.wav` two by two as slamkit does, or folders or file lists of both halves | first name |
 | manifest | parquet or JSON lines, a row a pair | column `positive` |
 
@@ -30,9 +31,13 @@ from .salmon_tables import AUDIO_COLUMNS, StoredRecording, read_labels, salmon_t
 from .suites import HALVES, SuiteError
 
 POSITIVE, NEGATIVE = HALVES
+CONTEXT = "context"
+"""What both halves of a pair begin with, where it is a file of its own."""
+
 MANIFEST_SUFFIXES = (".parquet", ".jsonl")
 MANIFEST_COLUMNS = ("id", "positive", "negative", "voice", "group", "text")
-"""Columns of a manifest of recordings; "suite", "part", "positive_text" and "negative_text" may come as well."""
+"""Columns of a manifest of recordings; "suite", "part", "positive_text", "negative_text", and for halves that are
+endings of a "context" this and "context_text" may come as well."""
 
 FREQUENCY_BANDS = {OUT_OF_VOCABULARY: 1, "1-5": 5, "6-20": 20, "21-100": 100, ">100": float("inf")}
 """sWUGGY band -> count in LibriSpeech that it stays below. The ZeroSpeech scorer cuts so: a 5 is in 6-20."""
@@ -56,7 +61,7 @@ class Recording:
 
     Args:
         id (`str`): of the pair.
-        half (`str`): "positive" or "negative".
+        half (`str`): "positive", "negative", or "context" for what is heard before both.
         path (`Path` or [`StoredRecording`]): the file, whether or not it is there, or its place in a table.
         part, group (`str`): of the pair; those of the positive half count.
         voice, text (`str`): empty where unknown.
@@ -73,11 +78,15 @@ class Recording:
 
 @dataclass
 class Listing:
-    """What a layout finds: the name of the suite, its recordings in any order, and rows and files it cannot use."""
+    """What a layout finds: the name of the suite, its recordings in any order, and rows and files it cannot use.
+
+    `has_contexts`: whether every pair has a context, of which its halves are the endings.
+    """
 
     suite: str
     recordings: list[Recording] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    has_contexts: bool = False
 
 
 @dataclass(frozen=True)
@@ -251,6 +260,9 @@ def _list_syntactic(path: Path) -> Listing:
 # SpokenStoryCloze
 
 
+_STORY_HALVES = {"correct": POSITIVE, "incorrect": NEGATIVE, "mutual": CONTEXT}
+
+
 def _story_half(file: Path) -> re.Match | None:
     return re.fullmatch(r"(.+)_(correct|incorrect|mutual)", file.stem)
 
@@ -275,16 +287,14 @@ def _list_stories(path: Path) -> Listing:
         for file in audio_files(folder):
             found = _story_half(file)
             if found is None:
-                listing.problems.append(Problem(str(file.relative_to(path)), "is no <i>_correct or <i>_incorrect"))
-                continue
-            if found[2] == "mutual":
-                raise SuiteError(
-                    f"{file} is the beginning of a story apart from its endings; expected the release in which "
-                    "<i>_correct and <i>_incorrect are whole stories."
+                listing.problems.append(
+                    Problem(str(file.relative_to(path)), "is no <i>_correct, <i>_incorrect or <i>_mutual")
                 )
+                continue
             group = found[1] if len(set(parts.values())) == 1 else f"{part}/{found[1]}"
             id_ = f"{group}/{voice}" if voice else group
-            half, text = HALVES[found[2] == "incorrect"], _text_beside(file)
+            half, text = _STORY_HALVES[found[2]], _text_beside(file)
+            listing.has_contexts |= half == CONTEXT
             listing.recordings.append(Recording(id_, half, file, part, group, voice, text))
     return listing
 
@@ -429,9 +439,10 @@ def _row_to_recordings(row: Mapping, name: str, folder: Path, listing: Listing) 
         listing.problems.append(Problem(f"{name} ({id_})" if id_ else name, "has no id or names no file"))
         return
     part, group = _cell(row, "part") or listing.suite, _cell(row, "group") or id_
-    for half in HALVES:
+    for half in (CONTEXT, *HALVES):
         if path := _cell(row, half):
-            text = _cell(row, f"{half}_text") or _cell(row, "text")
+            listing.has_contexts |= half == CONTEXT
+            text = _cell(row, f"{half}_text") or (_cell(row, "text") if half != CONTEXT else "")
             yield Recording(id_, half, folder / path, part, group, _cell(row, "voice"), text)
 
 

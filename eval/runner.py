@@ -13,6 +13,7 @@ from .results import STUDENT, TEACHER
 from .scoring import PerplexityResult, score_perplexity
 from .sequence_formats import SpeechSequenceFormat
 from .statistics import compare_accuracy, compare_perplexity, holm, mcnemar_exact, mean_retention, retention
+from .story_suites import StorySuite
 from .suites import SuiteResult, evaluate_suite
 
 
@@ -84,7 +85,7 @@ class Evaluation:
 
 def evaluate_models(
     models: Mapping[str, nn.Module],
-    suites: Mapping[str, str | os.PathLike | Sequence],
+    suites: Mapping[str, str | os.PathLike | Sequence | StorySuite],
     perplexity_utterances: Sequence[SpeechStreams | Sequence[int]] = (),
     *,
     scored_streams: Collection[str] | None = None,
@@ -98,7 +99,7 @@ def evaluate_models(
 
     Args:
         models (`Mapping[str, nn.Module]`): "teacher" and "student", "no_distillation" for the baseline, or any names.
-        suites (`Mapping`): name -> manifest path or pairs.
+        suites (`Mapping`): name -> manifest path, pairs, or stories in another direction than speech to speech.
         perplexity_utterances (*optional*): held-out speech, such as the documents that `read_documents` returns with
             `prosody=` the pitch and style of the models; raw units serve models of units.
         scored_streams (*optional*): streams whose tokens are targets, of "unit", "pitch" and "style". Default: all
@@ -117,7 +118,11 @@ def evaluate_models(
         sequences[name] = reading["sequence_format"].to_record()
         for suite, manifest in suites.items():
             options = {"encoder": encoder, "seed": seed, "progress": progress, **reading, **scoring}
-            results[suite][name] = evaluate_suite(model, manifest, **options)
+            results[suite][name] = (
+                manifest.evaluate(model, **options)
+                if isinstance(manifest, StorySuite)
+                else evaluate_suite(model, manifest, **options)
+            )
         if perplexity_utterances:
             label = f"{name} perplexity" if progress else None
             perplexities[name] = score_perplexity(model, perplexity_utterances, progress=label, **reading)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..tokenization_tinywave import TEXT_MODALITY, Segment, SpeechStreams, modality_of_ids, segments_to_ids
-from .scoring import ScoringError, pair_credit, score_sequences
+from .scoring import ScoringError, SequenceScore, pair_credit, score_sequences
 from .sequence_formats import SequenceFormat, SpeechSequenceFormat
 from .suites import HALVES
 
@@ -61,29 +61,39 @@ def join_speech(context: Mapping, ending: Mapping) -> dict:
 
 
 def score_stories(
+    model: nn.Module, stories: Sequence[Mapping], normalisation: str, **options
+) -> tuple[list[float], dict]:
+    """Credits of stories by their "mean" or "sum" log-likelihood, and what they depend on.
+
+    The `options` and what is raised are those of [`score_story_halves`].
+    """
+    scores, convention = score_story_halves(model, stories, **options)
+    return [pair_credit(*both, normalisation) for both in zip(scores[::2], scores[1::2], strict=True)], convention
+
+
+def score_story_halves(
     model: nn.Module,
     stories: Sequence[Mapping],
-    normalisation: str,
     *,
     sequence_format: SequenceFormat,
     tokenizer: PreTrainedTokenizerBase | None = None,
     scored: str = "item",
     vocabulary: str = "full",
     batch_size: int = 8,
-) -> tuple[list[float], dict]:
-    """Credits of stories, and what they depend on.
+    progress: str | None = None,
+) -> tuple[list[SequenceScore], dict]:
+    """Scores of the positive and the negative half of every story in turn, and what they depend on.
 
     Args:
         stories: "id", "context", "positive" and "negative", all of one direction. The context may be empty where the
             whole item is scored.
-        normalisation: "mean" or "sum" log-likelihood decides the credit.
         sequence_format: of the model. Text and streams need that of TinyWave: [`SpeechSequenceFormat`] with its
             defaults.
         tokenizer (*optional*): of the model; text needs it.
         scored (`str`, defaults to `"item"`): "item" scores context and ending, as published, "ending" only the tokens
             in which the item differs from its context alone, given that context. Tokens of text and of speech are
             targets; BOS and markers are not.
-        vocabulary, batch_size: as in [`score_sequences`].
+        vocabulary, batch_size, progress: as in [`score_sequences`].
 
     Raises:
         ValueError: text without a tokenizer, another format than it needs, an unknown `scored`.
@@ -111,10 +121,10 @@ def score_stories(
         vocabulary=vocabulary,
         batch_size=batch_size,
         names=list(items),
+        progress=progress,
     )
-    credits = [pair_credit(*both, normalisation) for both in zip(scores[::2], scores[1::2], strict=True)]
     targets = f"text, {sequence_format.targets}" if has_text else sequence_format.targets
-    return credits, {"sequence": sequence_format.to_record(), "targets": targets, "vocabulary": vocabulary}
+    return scores, {"sequence": sequence_format.to_record(), "targets": targets, "vocabulary": vocabulary}
 
 
 def _check_format(sequence_format: SequenceFormat) -> None:

@@ -20,7 +20,7 @@ from .readers import AudioPair, AudioSuite, Problem, refuse_problems
 from .results import write_json
 from .salmon_tables import StoredRecording
 from .sequence_formats import STREAM_FIELDS
-from .suites import HALVES, Pair, read_suite, write_suite
+from .suites import HALVES, STORY_PARTS, Pair, read_suite, write_suite
 
 MINIMUM_SHARED_SECONDS = 1.0
 PAIRS_PER_SHARD = 200
@@ -102,8 +102,9 @@ def _digest(pairs: Sequence[AudioPair], rules: Mapping) -> str:
     """Hexadecimal digits that change with the pairs, with their files, and with how they are encoded."""
     digest = hashlib.sha256(repr(sorted(rules.items())).encode())
     for pair in pairs:
-        files = [(str(path.absolute()), _state_of(path)) for path in (pair.positive, pair.negative)]
+        files = [(str(path.absolute()), _state_of(path)) for path in _files_of(pair)]
         labels = (pair.id, pair.part, pair.group, pair.voice, pair.positive_text, pair.negative_text)
+        labels += (pair.context_text,) if pair.context is not None else ()
         digest.update(repr((labels, files)).encode())
     return digest.hexdigest()[:32]
 
@@ -193,14 +194,13 @@ def _encode_chunk(
     pairs: Sequence[AudioPair], *, codec: SpeechCodec, encoder: str, share_beginnings: bool, batch_size: int
 ) -> _Encoded:
     problems: list[Problem] = []
-    usable: dict[AudioPair, tuple[np.ndarray, np.ndarray]] = {}
+    usable: dict[AudioPair, list[np.ndarray]] = {}
     for pair in pairs:
         try:
-            positive, negative = (_load(path, codec) for path in _files_of(pair))
-            usable[pair] = positive, negative
+            usable[pair] = [_load(path, codec) for path in _files_of(pair)]
         except AudioError as error:
             problems.append(Problem(pair.id, str(error)))
-    encode = partial(encode_pairs, codec=codec, share_beginnings=share_beginnings, batch_size=batch_size)
+    encode = partial(_encode_files, codec=codec, share_beginnings=share_beginnings, batch_size=batch_size)
     try:
         speech = encode(list(usable.values()))
     except ValueError:
@@ -211,17 +211,40 @@ def _encode_chunk(
                 del usable[pair]
         speech = encode(list(usable.values()))
     encoded = _Encoded(problems=problems)
-    for pair, halves in zip(usable, speech, strict=True):
-        empty = [str(path) for path, half in zip(_files_of(pair), halves, strict=True) if not len(half.units)]
+    for pair, (halves, pieces) in zip(usable, speech, strict=True):
+        of_files = pieces or halves
+        empty = [str(path) for path, part in zip(_files_of(pair), of_files, strict=True) if not len(part.units)]
         if empty:
             problems.append(Problem(pair.id, f"{' and '.join(empty)}: no unit comes out; expected speech"))
         else:
-            encoded.pairs.append(_to_manifest_pair(pair, halves, encoder))
+            encoded.pairs.append(_to_manifest_pair(pair, halves, pieces, encoder))
     return encoded
 
 
-def _files_of(pair: AudioPair) -> tuple[Path | StoredRecording, Path | StoredRecording]:
-    return pair.positive, pair.negative
+def _files_of(pair: AudioPair) -> tuple[Path | StoredRecording, ...]:
+    """The files of both halves, after that of their context where there is one."""
+    return (pair.positive, pair.negative) if pair.context is None else (pair.context, pair.positive, pair.negative)
+
+
+def _encode_files(
+    files: Sequence[Sequence[np.ndarray]], *, codec: SpeechCodec, share_beginnings: bool, batch_size: int
+) -> list[tuple[tuple[SpeechStreams, SpeechStreams], list[SpeechStreams]]]:
+    """Streams of both halves of every pair and, of a context and two endings, those of each by itself.
+
+    A half is then the sound of the context and of its ending together, as slamkit encodes speech after speech.
+    """
+    joined = [
+        (waveforms[0], waveforms[1]) if len(waveforms) == 2
+        else tuple(np.concatenate([waveforms[0], ending]) for ending in waveforms[1:])
+        for waveforms in files
+    ]  # fmt: skip
+    halves = encode_pairs(joined, codec, share_beginnings=share_beginnings, batch_size=batch_size)
+    apart = [waveform for waveforms in files if len(waveforms) == 3 for waveform in waveforms]
+    pieces = iter(codec.encode(apart, batch_size) if apart else ())
+    return [
+        (pair, [next(pieces) for _ in waveforms] if len(waveforms) == 3 else [])
+        for pair, waveforms in zip(halves, files, strict=True)
+    ]
 
 
 def _load(recording: Path | StoredRecording, codec: SpeechCodec) -> np.ndarray:
@@ -229,9 +252,9 @@ def _load(recording: Path | StoredRecording, codec: SpeechCodec) -> np.ndarray:
     return load_audio(source, codec.input_sampling_rate)
 
 
-def _refusal(pair: AudioPair, halves: tuple[np.ndarray, np.ndarray], codec: SpeechCodec) -> str | None:
+def _refusal(pair: AudioPair, waveforms: Sequence[np.ndarray], codec: SpeechCodec) -> str | None:
     """Which file the codec refuses, and why."""
-    for path, waveform in zip(_files_of(pair), halves, strict=True):
+    for path, waveform in zip(_files_of(pair), waveforms, strict=True):
         try:
             codec.encode([waveform])
         except ValueError as error:
@@ -239,18 +262,32 @@ def _refusal(pair: AudioPair, halves: tuple[np.ndarray, np.ndarray], codec: Spee
     return None
 
 
-def _to_manifest_pair(pair: AudioPair, halves: tuple[SpeechStreams, SpeechStreams], encoder: str) -> Pair:
+def _to_manifest_pair(
+    pair: AudioPair, halves: tuple[SpeechStreams, SpeechStreams], pieces: Sequence[SpeechStreams], encoder: str
+) -> Pair:
+    texts = [pair.positive_text, pair.negative_text]
+    story = None
+    if pieces:
+        spoken = zip((pair.context_text, *texts), pieces, strict=True)
+        story = dict(zip(STORY_PARTS, (_to_piece(text, speech) for text, speech in spoken), strict=True))
+        texts = [f"{pair.context_text} {text}" if pair.context_text and text else "" for text in texts]
     return Pair(
         id=pair.id,
         suite=pair.suite,
         phenomenon=pair.part,
         group=pair.group,
-        positive_text=pair.positive_text or NOT_STATED,
-        negative_text=pair.negative_text or NOT_STATED,
+        positive_text=texts[0] or NOT_STATED,
+        negative_text=texts[1] or NOT_STATED,
         voice=pair.voice or NOT_STATED,
         encoder=encoder,
+        story=story,
         **halves_to_columns(*halves),
     )
+
+
+def _to_piece(text: str, speech: SpeechStreams) -> dict:
+    streams = {name: getattr(speech, name) for name in STREAM_FIELDS.values()}
+    return {"text": text} | {name: None if values is None else values.tolist() for name, values in streams.items()}
 
 
 def halves_to_columns(positive: SpeechStreams, negative: SpeechStreams) -> dict[str, tuple[int, ...]]:

@@ -39,6 +39,11 @@ MANIFEST_SCHEMA = pa.schema(
 """Columns of every manifest."""
 
 HALVES = ("positive", "negative")
+STORY_PARTS = ("context", *HALVES)
+_PIECE = pa.struct([("text", pa.string()), *((name, pa.list_(pa.int16())) for name in STREAM_FIELDS.values())])
+STORY_COLUMN = pa.field("story", pa.struct([(part, _PIECE) for part in STORY_PARTS]))
+"""A further column, where the halves of every pair begin with the same context: it and the endings, apart."""
+
 PROSODY_COLUMNS = tuple(f"{half}_{name}" for half in HALVES for name in ("pitch", "style"))
 """Further columns, lists of int16: those of pitch, of style, both or none."""
 
@@ -61,6 +66,9 @@ class Pair:
         encoder (`str`): fingerprint of the codec that made the streams (`SpeechCodec.fingerprint`): one part a stream.
         positive_pitch, negative_pitch (`tuple[int, ...]`, *optional*): raw pitch tokens of both halves, 12.5 Hz.
         positive_style, negative_style (`tuple[int, ...]`, *optional*): style tokens of both halves, 1 Hz.
+        story (`dict`, *optional*): where both halves are a "context" and a "positive" or "negative" ending, these
+            three as dicts of "text" (empty where unknown) and of the lists "units", "pitch" and "style", each encoded
+            by itself. The halves are whole stories nevertheless.
     """
 
     id: str
@@ -77,6 +85,7 @@ class Pair:
     positive_style: tuple[int, ...] | None = None
     negative_pitch: tuple[int, ...] | None = None
     negative_style: tuple[int, ...] | None = None
+    story: dict | None = None
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -140,10 +149,11 @@ class SuiteResult:
 
 
 def write_suite(pairs: Sequence[Pair], path: str | os.PathLike) -> Path:
-    """Validates pairs and writes their manifest; pitch and style get columns where the pairs have them."""
+    """Validates pairs and writes their manifest; pitch, style and stories get columns where the pairs have them."""
     validate_pairs(pairs)
     prosody = [name for name in PROSODY_COLUMNS if getattr(pairs[0], name) is not None]
-    schema = pa.schema([*MANIFEST_SCHEMA, *((name, pa.list_(pa.int16())) for name in prosody)])
+    stories = [STORY_COLUMN] if pairs[0].story is not None else []
+    schema = pa.schema([*MANIFEST_SCHEMA, *((name, pa.list_(pa.int16())) for name in prosody), *stories])
     rows = [{name: getattr(pair, name) for name in schema.names} for pair in pairs]
     with atomic_file(path) as partial:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
@@ -173,7 +183,7 @@ def read_suite(path: str | os.PathLike) -> list[Pair]:
         raise SuiteError(f"{path} is not a readable parquet file ({error}); delete it and build it again.") from error
     if missing := [name for name in MANIFEST_SCHEMA.names if name not in table.column_names]:
         raise SuiteError(f"{path} lacks the columns {missing}; expected {MANIFEST_SCHEMA.names}.")
-    present = [name for name in PROSODY_COLUMNS if name in table.column_names]
+    present = [name for name in (*PROSODY_COLUMNS, STORY_COLUMN.name) if name in table.column_names]
     pairs = [_row_to_pair(row) for row in table.select([*MANIFEST_SCHEMA.names, *present]).to_pylist()]
     validate_pairs(pairs)
     return pairs
@@ -197,6 +207,10 @@ def validate_pairs(pairs: Sequence[Pair]) -> None:
     has_prosody = [getattr(pairs[0], name) is not None for name in PROSODY_COLUMNS]
     for pair in pairs:
         _validate_pair(pair)
+        if (pair.story is None) != (pairs[0].story is None):
+            raise SuiteError(
+                f"Only one of the pairs {pair.id!r} and {pairs[0].id!r} has a context apart; expected all."
+            )
         if [getattr(pair, name) is not None for name in PROSODY_COLUMNS] != has_prosody:
             raise SuiteError(f"Pair {pair.id!r} has other streams than {pairs[0].id!r}; expected the same in all.")
 
@@ -262,7 +276,7 @@ def evaluate_suite(
     pairs = read_suite(suite) if isinstance(suite, str | os.PathLike) else list(suite)
     validate_pairs(pairs)
     sequence_format = sequence_format or SpeechSequenceFormat(model.config)
-    _check_streams(pairs[0], sequence_format.streams, encoder)
+    check_streams(pairs[0], sequence_format.streams, encoder)
     scoring = {"vocabulary": vocabulary, "batch_size": batch_size, "progress": pairs[0].suite if progress else None}
     rows = _score_pairs(model, pairs, sequence_format, normalisation, window, scoring)
     convention = {
@@ -277,10 +291,10 @@ def evaluate_suite(
         "seed": seed,
         "encoder": pairs[0].encoder,
     }
-    return _summarise(pairs[0].suite, rows, normalisation, convention, seed)
+    return summarise_rows(pairs[0].suite, rows, normalisation, convention, seed)
 
 
-def _check_streams(pair: Pair, streams: Iterable[str], encoder: str | None) -> None:
+def check_streams(pair: Pair, streams: Iterable[str], encoder: str | None) -> None:
     """Raises `SuiteError` where the suite of `pair` lacks a stream to read, or has it from another encoder."""
     if missing := [name for name in streams if name not in pair.streams]:
         raise SuiteError(
@@ -314,12 +328,12 @@ def _score_pairs(model, pairs, sequence_format, normalisation, window, scoring) 
         options = {"scored_ids": sequence_format.scored_ids, "names": list(halves), **scoring}
         whole = score_sequences(model, list(halves.values()), **options)
     return [
-        _pair_row(pair, whole[index : index + 2], continued[index : index + 2], normalisation)
+        pair_row(pair, whole[index : index + 2], continued[index : index + 2], normalisation)
         for index, pair in zip(range(0, len(whole), 2), pairs, strict=True)
     ]
 
 
-def _pair_row(
+def pair_row(
     pair: Pair, whole: Sequence[SequenceScore], continued: Sequence[SequenceScore], normalisation: str
 ) -> dict:
     """The row of one pair from the scores of its two halves, and of their continuations where those decide."""
@@ -347,7 +361,9 @@ def _score_columns(halves: Sequence[SequenceScore], part: str) -> dict:
     }
 
 
-def _summarise(suite: str, rows: list[dict], normalisation: str, convention: dict, seed: int) -> SuiteResult:
+def summarise_rows(suite: str, rows: list[dict], normalisation: str, convention: dict, seed: int) -> SuiteResult:
+    """The result of a suite from the rows of its pairs."""
+
     def accuracy(selected: list[dict], name: str) -> float:
         return sum(row[f"credit_{name}"] for row in selected) / len(selected)
 

@@ -430,11 +430,40 @@ def test_defects_of_stories(tmp_path, write):
     assert [pair.id for pair in suite.pairs] == ["0", "2"]
     assert reasons(suite) == {
         "1": "has no negative half; found only 1_correct.wav",
-        "notes.wav": "is no <i>_correct or <i>_incorrect",
+        "notes.wav": "is no <i>_correct, <i>_incorrect or <i>_mutual",
     }
-    write(folder, {"0_mutual.wav": 0.2})
-    with pytest.raises(SuiteError, match="0_mutual.wav is the beginning of a story apart from its endings"):
-        read_audio_suite(folder)
+
+
+def test_stories_whose_beginning_is_a_file_of_its_own(tmp_path, write):
+    """The sets that slamkit's cross-modal StoryCloze reads: folders of voices, a transcript beside each recording."""
+    files = {f"{voice}/{i}_{part}.wav": 0.2 for voice in ("ann", "bob") for i in (0, 1)
+             for part in ("mutual", "correct", "incorrect")}  # fmt: skip
+    folder = write(tmp_path / "cross_ms_tSC", files)
+    for part in ("mutual", "correct", "incorrect"):
+        (folder / "ann" / f"0_{part}.txt").write_text(f"The {part} one.\n")
+    suite = read_audio_suite(folder, strict=True)
+    assert (suite.name, suite.layout) == ("tstorycloze", "storycloze")
+    assert [(pair.id, pair.voice) for pair in suite.pairs] == [
+        (f"{i}/{voice}", voice) for i in (0, 1) for voice in ("ann", "bob")
+    ]
+    pair = suite.pairs[0]
+    assert pair.context == folder / "ann" / "0_mutual.wav" and pair.positive == folder / "ann" / "0_correct.wav"
+    texts = (pair.context_text, pair.positive_text, pair.negative_text)
+    assert texts == ("The mutual one.", "The correct one.", "The incorrect one.")
+    assert suite.pairs[1].context_text == ""
+    (folder / "bob" / "0_mutual.wav").unlink()
+    (folder / "bob" / "1_incorrect.wav").unlink()
+    (folder / "ann" / "1_mutual.wav").write_bytes(b"no sound")
+    write(folder, {"bob/2_mutual.wav": 0.05, "bob/2_correct.wav": 0.2, "bob/2_incorrect.wav": 0.2})
+    suite = read_audio_suite(folder)
+    assert [pair.id for pair in suite.pairs] == ["0/ann"]
+    found = reasons(suite)
+    assert found.pop("ann/1_mutual.wav").startswith("is not audio that can be read (")
+    assert found == {
+        "0/bob": "has no context; found only bob/0_correct.wav and bob/0_incorrect.wav",
+        "1/bob": "has no negative half; found only bob/1_mutual.wav and bob/1_correct.wav",
+        "bob/2_mutual.wav": "lasts 0.05 s; expected at least 0.1 s (pair 2/bob)",
+    }
 
 
 # Pairs by sorted name
@@ -557,6 +586,22 @@ def test_manifest(tmp_path, write, suffix):
     write_rows([{"id": "a", "positive": "x", "negative": "y", "text": ""}])
     with pytest.raises(SuiteError, match=r"lacks the columns \['voice', 'group'\]"):
         read_audio_suite(folder)
+
+
+def test_a_manifest_of_contexts_and_endings(tmp_path, write):
+    folder = write(tmp_path / "mine", {f"{name}.wav": 0.2 for name in ("c", "p", "n")})
+    row = {"id": "a", "voice": "", "group": "", "text": "unused", "context": "c.wav", "context_text": "Once."}
+    row |= {"positive": "p.wav", "positive_text": "Then.", "negative": "n.wav", "negative_text": "Not."}
+    rows = [row, row | {"id": "b", "context": None}, row | {"id": "c", "context": "none.wav", "context_text": None}]
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    suite = read_audio_suite(folder)
+    assert [(pair.id, pair.context, pair.context_text, pair.positive_text) for pair in suite.pairs] == [
+        ("a", folder / "c.wav", "Once.", "Then.")
+    ]
+    assert reasons(suite) == {
+        "b": "has no context; found only p.wav and n.wav",
+        "none.wav": "does not exist (pair c)",
+    }
 
 
 def test_lines_that_are_no_json(tmp_path, write):
