@@ -28,9 +28,9 @@ from .decode import count_in_config, load_engine, random_prompt, read_config
 
 LOOP, TRANSFORMERS, GENERATE, STREAM = WAYS = ("loop", "transformers", "generate", "stream")
 MODELS = (str(TEACHER), "nano-student", "speech-base-2b")
-# Above this many parameters a model is run in 8 bits, as it would be on a CPU.
+# Above this many parameters a model is run in 8 bits, as it would be on a CPU, and in a fifth of the rounds.
 LARGE = 1_000_000_000
-NUM_PROMPT_TOKENS, NUM_NEW_TOKENS, NUM_ROUNDS = 32, 65, 15
+NUM_PROMPT_TOKENS, NUM_NEW_TOKENS, NUM_ROUNDS = 32, 33, 25
 _NUM_SEEDS = 20
 
 
@@ -152,7 +152,9 @@ def _cpu_ms(continue_by: Callable[[int], object], num_tokens: int) -> float:
 def measure_model(name: str, num_tokens: int, num_rounds: int) -> dict:
     """The row of a folder or preset; the latter has random weights, on which no cost depends."""
     num_parameters, _ = count_in_config(read_config(name))
-    engine = "torch-int8" if num_parameters > LARGE else "torch-float32"
+    engine = "torch-float32"
+    if num_parameters > LARGE:
+        engine, num_rounds = "torch-int8", max(2, num_rounds // 5)
     costs = measure_wrapper(load_engine(name, engine), num_tokens, num_rounds)
     return {
         "model": "the shipped teacher" if name == str(TEACHER) else name,
@@ -169,7 +171,12 @@ def measure_model(name: str, num_tokens: int, num_rounds: int) -> dict:
 def main() -> None:
     """Measure models one after the other with one thread; print or write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=MODELS, help="folders or presets; the last default needs 4.2 GB")
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=MODELS,
+        help="folders or presets; default: the shipped teacher, nano-student, speech-base-2b (4 GB)",
+    )
     parser.add_argument("--tokens", type=int, default=NUM_NEW_TOKENS, help="new tokens of a call")
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS, help="calls of each way")
     parser.add_argument("--output", type=Path, help="JSON file of the rows")
