@@ -46,8 +46,8 @@ class PromptCache:
     Args:
         max_tokens (`int`): kept over all prompts; beyond it, those that were said longest ago are forgotten.
 
-    What is kept belongs to the weights of one model: call [`~PromptCache.clear`] when they have changed or moved, while
-    nothing is generated. Raises `ValueError` for `max_tokens` below 1, and when it is used with a second model.
+    What is kept belongs to the weights of one model: call [`~PromptCache.clear`] when they have changed or moved,
+    while nothing is generated. Raises `ValueError` for `max_tokens` below 1, and for a second model.
     """
 
     def __init__(self, max_tokens: int):
@@ -116,13 +116,11 @@ class PromptCache:
 
     def _keep(self, ids: torch.LongTensor, cache: DynamicCache) -> None:
         """Keep what a cache holds of ids `(1, length)`, in the place of entries that are its beginning."""
-        states = [(layer.keys, layer.values) for layer in cache.layers]
-        if not states or any(state is None for pair in states for state in pair):
-            return
-        # A generation that was stopped may hold more, or in the last layers less, than its ids.
-        length = min(self.max_tokens, ids.shape[1], *(state.shape[2] for pair in states for state in pair))
+        # One that was closed early holds more than the prompt; the id that was said last has not been read.
+        length = min(self.max_tokens, ids.shape[1], cache.get_seq_length())
         kept = ids[0, :length].cpu()
-        layers = [tuple(state[:, :, :length].contiguous() for state in pair) for pair in states]
+        layers = [(layer.keys[:, :, :length], layer.values[:, :, :length]) for layer in cache.layers]
+        layers = [(keys.contiguous(), values.contiguous()) for keys, values in layers]
         with self._lock:
             common = [entry.num_common(kept) for entry in self._entries]
             whole = self._entries[common.index(length)] if length in common else _Entry(kept, layers)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tinywave.batching_tinywave import Prompt, continue_many, prompt_seed
+from tinywave.benchmarks import batched_decoding
 from tinywave.cli import main as command_line
 from tinywave.cli.shipped import AUDIO, CODEC, TEACHER
 from tinywave.configuration_tinywave import TinyWaveConfig
@@ -212,3 +213,31 @@ def test_a_recording_in_a_folder_is_continued_the_same_whatever_is_beside_it(tmp
     assert all(
         first.read_bytes() != second.read_bytes() for first, second in itertools.combinations(outputs[0].iterdir(), 2)
     )
+
+
+def test_the_benchmark_counts_the_tokens_that_were_asked_for(teacher, prompts):
+    short = [prompt._replace(options={"max_new_tokens": 2 + place, "min_new_tokens": 2 + place})
+             for place, prompt in enumerate(prompts[:5])]  # fmt: skip
+    ways = batched_decoding.ways_of(teacher, short)
+    record = batched_decoding.measure_ways(ways, num_tokens=20, repeats=1)
+    names = ["generate", *(f"continuous, batch {size}" for size in (1, 4, 16)), "padded, batch 4", "padded, batch 16"]
+    assert sorted(record) == sorted(names)
+    assert record["generate"]["times_generate"] == 1.0
+    for row in record.values():
+        ratio = row["tokens_per_cpu_second"] / record["generate"]["tokens_per_cpu_second"]
+        assert row["times_generate"] == pytest.approx(ratio)
+    computed = {}
+    for name, way in ways.items():
+        with_width = []
+        handle = teacher.model.register_forward_pre_hook(
+            lambda module, args, inputs, seen=with_width: seen.append(inputs["input_ids"].shape), with_kwargs=True
+        )
+        way()
+        handle.remove()
+        computed[name] = sum(rows for rows, length in with_width)
+    # A forward pass says a token in every row: those that were asked for, or in a padded batch as many as the longest.
+    assert computed["generate"] == computed["continuous, batch 4"] == 2 + 3 + 4 + 5 + 6
+    assert computed["padded, batch 16"] == 5 * 6
+    made = batched_decoding.make_prompts(3)
+    assert sorted(prompt.options["max_new_tokens"] for prompt in made) == [20, 90, 160]
+    assert len({len(prompt.input_ids) for prompt in made}) == 3

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from tinywave.benchmarks.conversation_turns import NUM_NEW_TOKENS, hold_conversation
 from tinywave.cli.shipped import AUDIO, CODEC, TEACHER
 from tinywave.codec_tinywave import SpeechCodec
 from tinywave.configuration_tinywave import VocoderConfig
@@ -200,8 +201,8 @@ def test_a_generation_that_fails_keeps_nothing(model, prompts):
         assert len(cache) == 0
 
 
-def test_a_forward_pass_that_is_interrupted_leaves_whole_layers(model, prompts):
-    """An answer is closed while the second layer has failed: of the first, there is one token more."""
+def test_a_stream_that_is_closed_in_the_middle_of_a_step_leaves_whole_layers(model, prompts):
+    """An answer is closed where the second layer has failed: the first holds more tokens than the others."""
     cache = PromptCache(1000)
     handle = model.model.layers[1].register_forward_pre_hook(
         lambda module, args, inputs: (
@@ -258,6 +259,17 @@ def test_a_cache_belongs_to_one_model(model, prompts):
     assert torch.equal(
         cache.generate(other, input_ids=prompts[0], **GREEDY), other.generate(input_ids=prompts[0], **GREEDY)
     )
+
+
+def test_the_benchmark_holds_a_conversation(pipeline, prompts):
+    turns = [("speech", [3, 5, 3]), ("speech", [7, 1]), ("speech", [2, 9, 4])]
+    torch.manual_seed(0)
+    first, *later = hold_conversation(pipeline, turns)
+    assert first["tokens_read"] == first["prompt_tokens"] == 2 + 3
+    for before, row, (_, said) in zip([first, *later], later, turns[1:], strict=False):
+        assert before["prompt_tokens"] < row["prompt_tokens"] <= before["prompt_tokens"] + NUM_NEW_TOKENS + len(said)
+        assert row["tokens_read"] < row["prompt_tokens"]
+    assert all(min(*row["with_cache"], *row["without_cache"]) > 0 for row in (first, *later))
 
 
 def test_the_space_reads_only_what_is_new_of_a_conversation():
