@@ -30,6 +30,8 @@ _MODULE_OF_NAME = {
     "load_speech_encoder": "data.codec_loading",
     "SpeechCodec": "codec_tinywave",
     "TinyWavePipeline": "pipeline_tinywave",
+    "PromptCache": "prompt_cache_tinywave",
+    "OnnxForCausalLM": "engines.onnx_model",
     "LayerMap": "training.layer_map",
     "student_from_teacher": "training.student_init",
     "DistillationArguments": "training.arguments",

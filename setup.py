@@ -7,6 +7,8 @@ ROOT_MODULES = [
     "configuration_tinywave",
     "tokenization_tinywave",
     "generation_tinywave",
+    "batching_tinywave",
+    "prompt_cache_tinywave",
     "quantization_tinywave",
     "parallel_heads_tinywave",
     "modeling_tinywave",
