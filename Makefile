@@ -8,6 +8,7 @@
 # make demo        serve a page to speak to the models, at http://127.0.0.1:7860 (PORT=... for another)
 # make docs        build the documentation site into outputs/site
 # make expressive  distil with pitch and style, and write its results into docs/expressive.md
+# make interleaved  the same with text as well, into docs/interleaved.md
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 OUTPUT ?= outputs/quickstart
@@ -16,7 +17,7 @@ export PIP_NO_INPUT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench assets readme expressive demo docs
+.PHONY: help install quickstart test lint bench assets readme expressive interleaved demo docs
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -52,6 +53,10 @@ readme: install
 expressive: install
 	.venv/bin/tinywave quickstart --variant expressive --output-dir $(OUTPUT)_expressive
 	.venv/bin/python -m tinywave.eval.results_table $(OUTPUT)_expressive/report.json docs/expressive.md
+
+interleaved: install
+	.venv/bin/tinywave quickstart --variant interleaved --output-dir $(OUTPUT)_interleaved
+	.venv/bin/python -m tinywave.eval.results_table $(OUTPUT)_interleaved/report.json docs/interleaved.md
 
 demo: install
 	.venv/bin/tinywave demo --port $(PORT)
