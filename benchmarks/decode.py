@@ -301,17 +301,20 @@ def available_bytes() -> int:
 
 
 def with_random_weights(config: TinyWaveConfig, dtype: torch.dtype) -> TinyWaveForCausalLM:
-    """A model whose weights are one block of random numbers over and over, made in the time of writing them."""
+    """A model whose weights are one block of random numbers over and over, made in the time of writing them.
+
+    No two tensors are alike: ONNX Runtime keeps equal ones once, and would show less memory than a real model takes.
+    """
     with torch.device("meta"):
         model = TinyWaveForCausalLM(config).to(dtype)
     model = model.to_empty(device="cpu").eval()
     block = 0.02 * torch.randn(_RANDOM_BLOCK)
-    for module in model.modules():
+    for index, module in enumerate(model.modules()):
         if isinstance(module, Int8Linear):
-            fill(module.int8_weight, (block * 2000).round().clamp(-127, 127).to(torch.int8))
+            fill(module.int8_weight, (block.roll(index) * 2000).round().clamp(-127, 127).to(torch.int8))
             module.scale.fill_(1e-5)
-    for parameter in model.parameters():
-        fill(parameter.data, block.to(dtype))
+    for index, parameter in enumerate(model.parameters()):
+        fill(parameter.data, block.roll(index).to(dtype))
     # What a model computes from its configuration has no weights to load, and is made anew.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     return model

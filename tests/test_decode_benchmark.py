@@ -61,6 +61,14 @@ def test_a_preset_gets_random_weights_that_compute(engine):
     assert torch.isfinite(logits).all() and logits.std() > 0
 
 
+def test_no_two_random_tensors_are_alike():
+    for engine in ("torch-bfloat16", "torch-int8"):
+        state = load_engine("nano-student", engine).state_dict()
+        weights = [value for name, value in state.items() if name.endswith(("q_proj.weight", "q_proj.int8_weight"))]
+        assert len(weights) == 3
+        assert not any(torch.equal(weights[0], other) for other in weights[1:])
+
+
 def test_a_row_follows_from_its_definitions():
     row = measure_decoding(TEACHER, "torch-int8", num_prompt_tokens=8, num_new_tokens=3)
     assert row.num_parameters == NUM_PARAMETERS and row.num_threads == torch.get_num_threads()
@@ -70,7 +78,7 @@ def test_a_row_follows_from_its_definitions():
     assert row.cpu_seconds_per_token > 0 and row.peak_mb > row.weights_mb
 
 
-@pytest.mark.parametrize(("engine", "bits", "block_size"), [("onnx-int4", 4, 64), ("onnx-int8", 8, 128)])
+@pytest.mark.parametrize(("engine", "bits", "block_size"), [("onnx-int4", 4, 128), ("onnx-int8", 8, 128)])
 def test_onnx_counts_packed_weights_scales_and_zero_points(engine, bits, block_size):
     model = load_onnx(TEACHER, engine)
     assert count_weights(model) == NUM_PARAMETERS
