@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from ..data.interleaving import read_documents
+from ..engines.onnx_model import OnnxForCausalLM
 from ..eval.contrast import CONTRASTS
 from ..eval.evaluation_page import write_evaluation_page
 from ..eval.readers import LAYOUTS, read_audio_suite
@@ -17,7 +18,7 @@ from ..eval.story_suites import DIRECTIONS, SPEECH_TO_SPEECH, StorySuite
 from ..eval.suite_encoding import encode_audio_suite
 from ..eval.suites import is_manifest, read_suite
 from ..modeling_tinywave import TinyWaveForCausalLM
-from .loading import add_codec_arguments, open_codec
+from .loading import add_codec_arguments, load_for_scoring, open_codec
 from .shipped import suites_of
 
 
@@ -95,8 +96,11 @@ def run(arguments) -> int:
     return 0
 
 
-def _load(folder: str) -> TinyWaveForCausalLM:
-    return TinyWaveForCausalLM.from_pretrained(folder, dtype="float32").eval()
+def _load(name: str) -> TinyWaveForCausalLM | OnnxForCausalLM:
+    """A model of a folder, or of a repository of the Hub."""
+    if Path(name).is_dir():
+        return load_for_scoring(name)
+    return TinyWaveForCausalLM.from_pretrained(name, dtype="float32").eval()
 
 
 def find_suites(arguments, streams: list[str], output: Path) -> dict[str, Path]:

@@ -41,7 +41,7 @@ VERBS = {
     "encode": "turn a recording into speech units",
     "decode": "turn speech units into a recording",
     "generate": "continue a recording, a text, or both",
-    "export": "write a model for fast generation on a CPU: 8-bit weights, or a GGUF file for llama.cpp",
+    "export": "write a model for fast generation on a CPU: 8-bit weights, ONNX in 4 or 8 bits, or GGUF for llama.cpp",
     "demo": "serve a page to speak to the models, on this computer",
     "convert": "convert a published checkpoint into TinyWave folders",
     "publish": "make a complete model repository, check it, and upload it to the Hub",

@@ -15,6 +15,7 @@ from tinywave.cli.main import main
 from tinywave.configuration_tinywave import TinyWaveConfig
 from tinywave.data.codec_loading import save_encoders
 from tinywave.data.corpus import TextItem, prepare_corpus
+from tinywave.engines.onnx_export import export_onnx
 from tinywave.eval.suites import read_suite
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
 
@@ -103,6 +104,16 @@ def test_a_teacher_gives_ratios_tests_and_a_page(folder, tmp_path):
     assert "Against the teacher" in (tmp_path / "evaluation.html").read_text()
     entries = yaml.safe_load((tmp_path / ".eval_results" / "someone_pairs.yaml").read_text())
     assert entries[0]["value"] == pytest.approx(100 * whole["accuracy"], abs=0.006)
+
+
+def test_a_model_in_onnx_is_scored_as_in_pytorch(folder, tmp_path):
+    exported = export_onnx(TinyWaveForCausalLM.from_pretrained(folder / "base"), None, tmp_path / "model", "int8")
+    sums = {}
+    for name, model in (("torch", folder / "base"), ("onnx", exported)):
+        arguments = ["--model", str(model), "--suite", str(folder / "suites"), "--output-dir", str(tmp_path / name)]
+        assert main(["evaluate", *arguments]) == 0
+        sums[name] = pq.read_table(tmp_path / name / "pairs.parquet")["positive_sum"].to_numpy()
+    assert sums["onnx"] == pytest.approx(sums["torch"], rel=1e-3) and (sums["onnx"] != sums["torch"]).all()
 
 
 def test_the_worst_pairs_can_be_heard(folder, tmp_path):
