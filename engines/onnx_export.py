@@ -102,6 +102,8 @@ def _check_model(model: TinyWaveForCausalLM) -> None:
             f"found attention_bias={config.attention_bias}, mlp_bias={config.mlp_bias} and "
             f"hidden_act={config.hidden_act!r}; the graph knows linear layers without bias, and 'silu'"
         )
+    if config.head_dim % 16:
+        raise ValueError(f"found head_dim={config.head_dim}; the attention of ONNX Runtime needs a multiple of 16")
     if (kind := config.rope_parameters["rope_type"]) in _ROPE_OF_LENGTH:
         raise ValueError(f"found rotary embeddings of type {kind!r}, which change with the length; the graph has none")
 

@@ -309,6 +309,7 @@ def test_what_cannot_be_exported_is_refused(teacher, exported, tmp_path, capsys)
         ({"attention_bias": True}, "found attention_bias=True"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "type 'dynamic'"),
         ({"weight_format": "int8"}, "quantized already"),
+        ({"head_dim": 24}, "found head_dim=24; the attention of ONNX Runtime needs a multiple of 16"),
     ):
         model = TinyWaveForCausalLM(TinyWaveConfig.from_preset("nano-student", num_hidden_layers=1, **changes))
         with pytest.raises(ValueError, match=message):
