@@ -116,7 +116,7 @@ def test_a_model_in_onnx_is_scored_as_in_pytorch(folder, tmp_path):
         arguments = ["--model", str(model), "--suite", str(folder / "suites"), "--output-dir", str(tmp_path / name)]
         assert main(["evaluate", *arguments]) == 0
         sums[name] = pq.read_table(tmp_path / name / "pairs.parquet")["positive_sum"].to_numpy()
-    assert sums["onnx"] == pytest.approx(sums["torch"], rel=1e-3) and (sums["onnx"] != sums["torch"]).all()
+    assert sums["onnx"] == pytest.approx(sums["torch"], rel=5e-3) and (sums["onnx"] != sums["torch"]).all()
 
 
 def test_the_worst_pairs_can_be_heard(folder, tmp_path):
