@@ -213,6 +213,13 @@ def test_a_recording_in_a_folder_is_continued_the_same_whatever_is_beside_it(tmp
     assert all(
         first.read_bytes() != second.read_bytes() for first, second in itertools.combinations(outputs[0].iterdir(), 2)
     )
+    # The same command writes what is not there, as the first time, and touches nothing else.
+    (outputs[0] / "d.wav").rename(tmp_path / "d.wav")
+    (outputs[0] / "a.wav").write_bytes(b"kept")
+    command = ["generate", "--input-dir", str(folders[0]), "--output-dir", str(outputs[0]), *options]
+    assert command_line.main(command) == 2
+    assert (outputs[0] / "a.wav").read_bytes() == b"kept"
+    np.testing.assert_array_equal(load_audio(outputs[0] / "d.wav"), load_audio(tmp_path / "d.wav"))
 
 
 def test_the_benchmark_counts_the_tokens_that_were_asked_for(teacher, prompts):
