@@ -43,7 +43,10 @@ def cosine_hidden_loss(
     Returns:
         `torch.Tensor`: a scalar in [0, 2 * sum(w)]. The lengths of the vectors are not compared.
     """
-    cosine = F.cosine_similarity(at_least_float32(student_hidden), at_least_float32(teacher_hidden), dim=-1)
+    student, teacher = at_least_float32(student_hidden), at_least_float32(teacher_hidden)
+    # As F.cosine_similarity, which would keep normalised copies of both for its gradient.
+    lengths = [torch.linalg.vector_norm(states, dim=-1).clamp_min(1e-8) for states in (student, teacher)]
+    cosine = (student * teacher).sum(dim=-1) / (lengths[0] * lengths[1])
     return ((1.0 - cosine) * position_weights).sum()
 
 
