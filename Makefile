@@ -49,6 +49,7 @@ bench: install
 	.venv/bin/python -m tinywave.benchmarks.conversation_turns --output benchmarks/results/conversation_turns.json
 	.venv/bin/python -m tinywave.benchmarks.latency --output benchmarks/results/latency.json
 	.venv/bin/python -m tinywave.benchmarks.wrapper --output benchmarks/results/wrapper.json
+	.venv/bin/python -m tinywave.benchmarks.tables
 
 assets: install
 	.venv/bin/tinywave rebuild

@@ -12,8 +12,9 @@ from .results import atomic_file
 
 MODELS = {"teacher": "teacher", "student": "student", "no_distillation": "no distillation"}
 REQUIRED_KEYS = ("teacher", "student", "suites", "perplexity", "retention")
-START_MARKER = "<!-- results:start -->"
-END_MARKER = "<!-- results:end -->"
+# The name of the markers around the results of a run.
+RESULTS = "results"
+START_MARKER, END_MARKER = f"<!-- {RESULTS}:start -->", f"<!-- {RESULTS}:end -->"
 
 
 @dataclass(frozen=True)
@@ -196,27 +197,28 @@ def report_to_text(report: dict) -> str:
 
 def check_markers(page: str | Path) -> None:
     """Raise `ValueError` for a page without the two results markers, before work is done for it."""
-    _text_around_results(Path(page))
+    _text_around(Path(page), RESULTS)
 
 
-def write_between_markers(markdown: str, page: str | Path) -> None:
-    """Replace the text between the results markers of a page; the page is complete or what it was before.
+def write_between_markers(markdown: str, page: str | Path, name: str = RESULTS) -> None:
+    """Replace the text between the two markers of a name in a page; the page is complete or what it was before.
 
     Raises `ValueError` for a page without markers.
     """
     page = Path(page)
-    before, after = _text_around_results(page)
+    before, after = _text_around(page, name)
     with atomic_file(page) as partial:
         partial.write_text(f"{before}\n{markdown}\n{after}", encoding="utf-8")
 
 
-def _text_around_results(page: Path) -> tuple[str, str]:
-    """The text of a page up to the end of the first marker, and from the second on."""
+def _text_around(page: Path, name: str) -> tuple[str, str]:
+    """The text of a page up to the end of the first marker of a name, and from the second on."""
     text = page.read_text(encoding="utf-8")
-    start, end = text.find(START_MARKER), text.find(END_MARKER)
+    markers = [f"<!-- {name}:{place} -->" for place in ("start", "end")]
+    start, end = map(text.find, markers)
     if not 0 <= start < end:
-        raise ValueError(f"{page} has no {START_MARKER} followed by {END_MARKER}; add both where the table belongs.")
-    return text[: start + len(START_MARKER)], text[end:]
+        raise ValueError(f"{page} has no {markers[0]} followed by {markers[1]}; add both where the table belongs.")
+    return text[: start + len(markers[0])], text[end:]
 
 
 def main(argv: list[str] | None = None) -> None:
