@@ -2,7 +2,7 @@
 # make quickstart  distil a student from the shipped teacher, score it, hear it (ten to fifteen minutes)
 # make test        run the tests
 # make lint        run ruff
-# make bench       measure speed, as ratios, into benchmarks/results (an hour and a half; 10 GB of memory)
+# make bench       measure speed, as ratios, into benchmarks/results (about an hour; 10 GB of memory)
 # make assets      rebuild every shipped artefact from nothing (hours)
 # make readme      write the results table of the last quickstart into README.md
 # make demo        serve a page to speak to the models, at http://127.0.0.1:7860 (PORT=... for another)
@@ -43,7 +43,7 @@ lint: install
 bench: install
 	.venv/bin/python -m tinywave.benchmarks.speed
 	.venv/bin/python -m tinywave.benchmarks.distillation --output benchmarks/results/distill.json
-	.venv/bin/python -m tinywave.benchmarks.scoring --output benchmarks/results/scoring.json
+	.venv/bin/python -m tinywave.benchmarks.scoring --suites lexical syntactic story speaker --num-pairs 100 --output benchmarks/results/scoring.json
 	.venv/bin/python -m tinywave.benchmarks.decode --output benchmarks/results/decode.json
 	.venv/bin/python -m tinywave.benchmarks.batched_decoding --output benchmarks/results/batched_decoding.json
 	.venv/bin/python -m tinywave.benchmarks.conversation_turns --output benchmarks/results/conversation_turns.json

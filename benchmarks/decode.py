@@ -68,6 +68,7 @@ class DecodeRow:
         peak_mb (`float`): largest resident memory of the process, in 10^6 bytes.
         weights_mb (`float`): of the weights that a token reads, in 10^6 bytes; the embedding is looked up, not read.
         bandwidth_gbs (`float`): of the machine, gigabytes a second.
+        product_gflops (`dict`): of the machine, type -> billions of operations a second of a matrix product.
         efficiency (`float`): tokens_per_second x weights / bandwidth, 1 where reading the weights is all that happens.
         real_time_factor (`float`): seconds of computing for a second of speech of the model's own streams.
     """
@@ -82,6 +83,7 @@ class DecodeRow:
     peak_mb: float
     weights_mb: float
     bandwidth_gbs: float
+    product_gflops: dict[str, float]
     efficiency: float
     real_time_factor: float
 
@@ -118,6 +120,7 @@ def measure_decoding(
         peak_mb=costs.peak / 1e6,
         weights_mb=costs.weights / 1e6,
         bandwidth_gbs=limits.bandwidth_gbs,
+        product_gflops=limits.product_gflops,
         efficiency=costs.weights / costs.seconds_per_token / (limits.bandwidth_gbs * 1e9),
         real_time_factor=speech_rate * costs.seconds_per_token,
     )
@@ -372,12 +375,25 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def compare_engines(model_name: str, engines: tuple[str, ...] = ENGINES) -> list[dict]:
+def compare_engines(
+    model_name: str,
+    engines: tuple[str, ...] = ENGINES,
+    num_prompt_tokens: int = NUM_PROMPT_TOKENS,
+    num_new_tokens: int = NUM_NEW_TOKENS,
+    *,
+    num_threads: int | None = None,
+) -> list[dict]:
     """A row for each engine, with its speed over that of transformers in bfloat16, by CPU time.
 
-    An engine that does not fit into memory has a row that says so.
+    Each is measured in a process of its own, with `num_threads` threads (default: PyTorch's choice). An engine that
+    does not fit into memory has a row that says so.
     """
-    rows = [_measure_in_own_process(model_name, engine) for engine in tqdm(engines, unit="engine", desc="Decoding")]
+    options = ["--prompt-tokens", str(num_prompt_tokens), "--new-tokens", str(num_new_tokens)]
+    options += ["--threads", str(num_threads)] if num_threads else []
+    rows = [
+        _measure_in_own_process(model_name, engine, options)
+        for engine in tqdm(engines, unit="engine", desc="Decoding")
+    ]
     cost = {row["engine"]: row["cpu_seconds_per_token"] for row in rows if "cpu_seconds_per_token" in row}
     for row in rows:
         if {REFERENCE, row["engine"]} <= cost.keys():
@@ -385,9 +401,9 @@ def compare_engines(model_name: str, engines: tuple[str, ...] = ENGINES) -> list
     return rows
 
 
-def _measure_in_own_process(model_name: str, engine: str) -> dict:
+def _measure_in_own_process(model_name: str, engine: str, options: list[str]) -> dict:
     command = [sys.executable, "-m", "tinywave.cli.main", "bench", "--model", model_name, "--engine", engine, "--json"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run([*command, *options], capture_output=True, text=True)
     if result.returncode:
         return {"engine": engine, "model": model_name, "not_measured": result.stderr.strip().splitlines()[-1]}
     return json.loads(result.stdout)

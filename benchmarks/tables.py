@@ -60,13 +60,12 @@ def decode_table(rows: Sequence[Mapping]) -> str:
             [
                 label,
                 f"{row['cpu_seconds_per_token']:.3f}",
-                f"{row['vs_transformers_bf16']:.1f}x",
+                f"{row['vs_transformers_bf16']:.1f}x" if "vs_transformers_bf16" in row else "",
                 f"{row['tokens_per_second']:.1f}",
                 f"{100 * row['efficiency']:.0f} %",
                 f"{row['peak_mb'] / 1e3:.1f} GB",
             ]
         )
-    lines.append(["any, on a GPU", NOT_MEASURED, *[""] * 4])
     return to_markdown(head, lines)
 
 
@@ -85,7 +84,6 @@ def distillation_table(record: Mapping) -> str:
             cells = [f"{row['cpu_seconds']:.1f}", f"{time_ratio(row, base):.2f}x"]
             cells += [f"{row['peak_mb']:,.0f}", f"{memory_ratio(row, base):.2f}x"]
         lines.append([f"{STEP_LABELS[row['variant']]}, T = {row['seq_len']:,}", *cells])
-    lines.append(["7 billion to 2 billion, on a GPU", NOT_MEASURED, "", "", ""])
     return to_markdown(["one step of 2,048 tokens", "CPU seconds", "", "memory, MB", ""], lines)
 
 

@@ -7,6 +7,7 @@ speech; the one with word times is synthetic, since these are known exactly ther
 """
 
 import functools
+import json
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -18,9 +19,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from tinywave import LayerMap, SpeechStreams, TinyWaveConfig, TinyWaveForCausalLM, load_audio, load_codec
+from tinywave.benchmarks.decode_picture import draw_decoding
+from tinywave.benchmarks.tables import RESULTS
 from tinywave.cli.recipe import read_recipe
 from tinywave.cli.shipped import AUDIO, CODEC, SUITES, TEACHER
 from tinywave.data.interleaving import AlignedDocument, interleave
@@ -221,13 +225,19 @@ def draw_measure() -> plt.Figure:
     return figure
 
 
-PICTURES: dict[str, Callable[[], plt.Figure]] = {
+def draw_engines() -> Figure:
+    """How fast every engine decodes with the published shape: the rows of the benchmark."""
+    return draw_decoding(json.loads((RESULTS / "decode.json").read_text(encoding="utf-8")))
+
+
+PICTURES: dict[str, Callable[[], Figure]] = {
     "units": draw_units,
     "streams": draw_streams,
     "prosody": draw_prosody,
     "interleaving": draw_interleaving,
     "losses": draw_losses,
     "minimal_pair": draw_measure,
+    "decode": draw_engines,
 }
 
 

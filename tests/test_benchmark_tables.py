@@ -17,10 +17,7 @@ def test_a_row_of_decoding_holds_its_numbers():
     row |= {"tokens_per_second": 6.54, "efficiency": 0.851, "peak_mb": 3312.0}
     table = cells(decode_table([row, {"engine": "onnx-int4", "not_measured": "no memory"}]))
     assert table[2] == ["PyTorch, our 8 bits", "0.132", "3.5x", "6.5", "85 %", "3.3 GB"]
-    assert [line[:2] for line in table[3:]] == [
-        ["ONNX Runtime, 4 bits", "not measured"],
-        ["any, on a GPU", "not measured"],
-    ]
+    assert table[3][:2] == ["ONNX Runtime, 4 bits", "not measured"] and len(table) == 4
 
 
 def test_steps_are_compared_with_the_logits_alone_at_their_length():

@@ -1,6 +1,7 @@
 """The benchmark of decoding measures real models, counts what it claims to count, and refuses what would not fit."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -129,4 +130,17 @@ def test_the_verb_prints_json(capsys):
     assert main(["bench", *arguments, "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     expected = {"tokens_per_second", "cpu_seconds_per_token", "peak_mb", "bandwidth_gbs", "efficiency"}
-    assert expected | {"real_time_factor"} <= row.keys()
+    assert expected | {"product_gflops", "real_time_factor"} <= row.keys()
+
+
+def test_several_engines_are_compared_in_a_table_and_a_picture(tmp_path, capsys):
+    picture = tmp_path / "speed.svg"
+    lengths = ["--prompt-tokens", "4", "--new-tokens", "2", "--threads", "1"]
+    engines = ["--engine", "torch-float32", "torch-int8"]
+    assert main(["bench", "--model", "nano-student", *engines, *lengths, "--plot", str(picture)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["PyTorch float32", "PyTorch, our 8 bits"]
+    written = re.findall(r"<text[^>]*>([^<]*)</text>", picture.read_text(encoding="utf-8"))
+    assert {"PyTorch float32", "PyTorch, our 8 bits"} <= set(written)
+    rates = [line.split("|")[4].strip() for line in lines[2:]]
+    assert re.findall(r"([\d.]+) of [\d.]+", " ".join(written)) == rates
