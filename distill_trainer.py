@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from accelerate.utils import fsdp2_prepare_model
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from .training.arguments import DistillationArguments
 from .training.attention_losses import attention_kl, relation_kl
 from .training.attention_tap import ActivationTap, AttentionInputs, TapRecord
-from .training.callbacks import EpochCallback, LossCurveCallback
-from .training.checkpoints import own_class
+from .training.callbacks import LossCurveCallback
 from .training.decoder_pass import alignable_positions, call_inside, decoder_inputs, flat_indices, run_decoder, take
+from .training.language_model_trainer import LanguageModelTrainer
 from .training.layer_map import LayerMap
 from .training.logits_losses import LogitsLosses, LogitsSettings, logits_losses
 from .training.losses import HIDDEN_LOSSES, IGNORED_LABEL, supervised_positions
@@ -37,7 +37,7 @@ LOSS_NAMES = ("cross_entropy_loss", "logits_loss", "hidden_loss", "attention_los
 AGREEMENT_NAME = "teacher_agreement"
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(LanguageModelTrainer):
     """Train a student on data and on its teacher's logits, hidden states and attention maps.
 
     The loss is `sum_i weight_i * term_i`, each term a sum over the supervised tokens divided by the number of such
@@ -101,7 +101,6 @@ class DistillationTrainer(Trainer):
         self.teacher = None
         if args.needs_own_loss:
             self._prepare_own_loss(teacher_model, teacher_source)
-        self.add_callback(EpochCallback())
         if args.plot_loss_curve:
             self.add_callback(LossCurveCallback())
 
@@ -378,11 +377,10 @@ class DistillationTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         # Before the model, whose saving takes the projectors out of a state that was gathered from all ranks.
-        student = self.accelerator.unwrap_model(self.model)
         if self.args.should_save:
+            student = self.accelerator.unwrap_model(self.model)
             save_projectors(student, output_dir or self.args.output_dir, state_dict)
-        with own_class(student):
-            super()._save(output_dir, state_dict)
+        super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -87,7 +87,7 @@ def run(arguments) -> int:
         name,
         output / "evaluation.html",
         pairs={
-            name: suite.pairs if isinstance(suite, StorySuite) else read_suite(suite) for name, suite in suites.items()
+            key: suite.pairs if isinstance(suite, StorySuite) else read_suite(suite) for key, suite in suites.items()
         },
         speak=_voice(arguments, streams) if arguments.speak else None,
     )

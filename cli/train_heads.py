@@ -7,7 +7,7 @@ from ..training.parallel_heads_training import ParallelHeadsArguments, train_par
 from .loading import load_for_training
 from .recipe import read_recipe
 from .shipped import TEACHER
-from .train import make_dataset
+from .train import is_packed, make_dataset
 
 
 def add_arguments(parser):
@@ -21,6 +21,8 @@ def add_arguments(parser):
 def run(arguments) -> int:
     """Train parallel heads for a model, and save it with them."""
     recipe = read_recipe(arguments.recipe)
+    if is_packed(recipe):
+        raise ValueError("Found `packing: true`; a head would foretell the next document of a row. Leave it out.")
     set_seed(recipe["seed"])
     model = TinyWaveForCausalLM.from_pretrained(
         arguments.model, dtype="float32", num_parallel_heads=recipe["num_parallel_heads"]

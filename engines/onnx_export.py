@@ -144,7 +144,8 @@ def quantize_blocks(weight: torch.Tensor, bits: int, block_size: int) -> tuple[t
 
     Returns:
         Values `(outputs, blocks, block_size)`, uint8 of `bits` bits; scales `(outputs, blocks)`, float32; zero points
-        `(outputs, blocks)`, uint8. `(value - zero point) * scale` is the weight to within half a scale.
+        `(outputs, blocks)`, uint8. `(value - zero point) * scale` is the weight to within half a scale, at the ends
+        of a block to within a whole one.
 
     Raises `ValueError` for NaN or infinity.
     """

@@ -133,10 +133,13 @@ def test_the_verb_prints_json(capsys):
     assert expected | {"product_gflops", "real_time_factor"} <= row.keys()
 
 
-def test_several_engines_are_compared_in_a_table_and_a_picture(tmp_path, capsys):
+def test_several_engines_are_compared_in_a_table_and_a_picture(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     picture = tmp_path / "speed.svg"
     lengths = ["--prompt-tokens", "4", "--new-tokens", "2", "--threads", "1"]
     engines = ["--engine", "torch-float32", "torch-int8"]
+    (row,) = compare_engines("nano-student", ("torch-int8",), 4, 2, num_threads=1)
+    assert row["num_threads"] == 1
     assert main(["bench", "--model", "nano-student", *engines, *lengths, "--plot", str(picture)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["PyTorch float32", "PyTorch, our 8 bits"]

@@ -63,6 +63,13 @@ def test_what_each_distance_sees():
     torch.testing.assert_close(*scaled)
 
 
+def test_the_cosine_of_vectors_of_zeros_is_that_of_torch():
+    student, teacher = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
+    student[0, 0], teacher[0, 1], student[0, 2], teacher[0, 2] = 0, 0, 0, 0
+    expected = (1 - torch.nn.functional.cosine_similarity(student, teacher, dim=-1)).sum()
+    assert cosine_hidden_loss(student, teacher, torch.ones(1, 3)) == pytest.approx(float(expected)) == 3
+
+
 def test_a_teacher_vector_of_zeros_stays_finite():
     student = torch.randn(1, 2, 4, requires_grad=True)
     normalized_mse_hidden_loss(student, torch.zeros(1, 2, 4), torch.ones(1, 2)).backward()

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from tinywave.batching_tinywave import Prompt, continue_many
 from tinywave.cli.loading import load_for_scoring, load_language_model
@@ -17,6 +18,7 @@ from tinywave.cli.main import main
 from tinywave.configuration_tinywave import TinyWaveConfig
 from tinywave.data.audio_io import load_audio
 from tinywave.data.codec_loading import load_codec
+from tinywave.engines.in_place_cache import InPlaceLayer
 from tinywave.engines.onnx_export import WeightFormat, export_onnx, pack_bits, quantize_blocks
 from tinywave.engines.onnx_model import OnnxForCausalLM
 from tinywave.eval.scoring import score_sequences
@@ -372,3 +374,16 @@ def test_an_export_of_another_version_is_refused(teacher, tmp_path, capsys, monk
     (folder / "engine.json").unlink()
     with pytest.raises(ValueError, match="found no engine.json in"):
         load_for_scoring(folder)
+
+
+def test_a_layer_goes_on_from_what_was_put_into_it():
+    """Keys of another layer have the same shape and strides, and stand elsewhere."""
+    first, second = (InPlaceLayer(DynamicLayer()) for _ in range(2))
+    for layer, value in ((first, 1.0), (second, 2.0)):
+        layer.update(*torch.full((2, 1, 1, 3, 4), value))
+    room = first.keys.data_ptr()
+    first.update(*torch.full((2, 1, 1, 1, 4), 3.0))
+    assert first.keys.data_ptr() == room, "a token is added in place"
+    first.keys, first.values = second.keys, second.values
+    keys, _ = first.update(*torch.full((2, 1, 1, 1, 4), 4.0))
+    assert keys[0, 0, :, 0].tolist() == [2.0, 2.0, 2.0, 4.0]

@@ -134,6 +134,14 @@ def train_heads(material, output_dir) -> int:
     )  # fmt: skip
 
 
+def test_packed_documents_are_refused(material, tmp_path, capsys):
+    recipe = yaml.safe_load((material / "recipe.yaml").read_text()) | {"packing": True}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    folders = ["--model", str(material / "model"), "--units", str(material / "units"), "--output-dir", str(tmp_path)]
+    assert main(["train-heads", str(tmp_path / "recipe.yaml"), *folders]) == 2
+    assert "would foretell the next document" in capsys.readouterr().err
+
+
 def test_the_verb_saves_a_model_with_heads_and_goes_on_where_it_was_cut(material, tmp_path, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train_heads(material, whole) == 0

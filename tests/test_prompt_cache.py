@@ -126,6 +126,16 @@ def test_the_longest_common_beginning_is_taken_and_nothing_else_is_changed(model
     assert lengths[0] == prompts[0].shape[1]
 
 
+def test_what_is_alike_again_after_a_difference_is_read_anew(model, prompts):
+    cache, other = PromptCache(1000), prompts[0].clone()
+    other[0, 5] = other[0, 5] + (1 if other[0, 5] < 600 else -1)
+    cache.generate(model, input_ids=prompts[0], **GREEDY)
+    expected = model.generate(input_ids=other, **GREEDY)
+    with reading(model) as lengths:
+        assert torch.equal(cache.generate(model, input_ids=other, **GREEDY), expected)
+    assert lengths[0] == other.shape[1] - 5
+
+
 def test_what_was_used_longest_ago_is_forgotten(model, prompts):
     sizes = [prompt.shape[1] + 12 - 1 for prompt in prompts]
     cache = PromptCache(max_tokens=sizes[0] + sizes[1] + sizes[2] - 1)

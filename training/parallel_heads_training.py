@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from ..data.collators import CausalLanguageModelCollator
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
 from .checkpoints import last_checkpoint
 from .decoder_pass import call_inside, decoder_inputs, run_decoder
+from .language_model_trainer import LanguageModelTrainer
 from .logits_losses import HeadLogits, LogitsSettings, logits_losses
 from .losses import IGNORED_LABEL
 from .model_checks import check_head, check_id_layouts, check_not_empty
@@ -44,7 +45,7 @@ class ParallelHeadsArguments(TrainingArguments):
             )
 
 
-class ParallelHeadsTrainer(Trainer):
+class ParallelHeadsTrainer(LanguageModelTrainer):
     """`Trainer` of the parallel heads alone: the rest of the model stays frozen.
 
     The loss is the mean over heads of `cross_entropy_weight * CE + logits_weight * temperature^2 * KL`, each a sum

@@ -11,8 +11,8 @@ from ..configuration_tinywave import TinyWaveConfig
 from ..data.collators import CausalLanguageModelCollator
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
-from .callbacks import EpochCallback
 from .checkpoints import last_checkpoint
+from .language_model_trainer import LanguageModelTrainer
 
 
 def train_language_model(
@@ -31,14 +31,13 @@ def train_language_model(
     if isinstance(model, TinyWaveConfig):
         set_seed(arguments.seed)
         model = TinyWaveForCausalLM(model)
-    trainer = Trainer(
+    trainer = LanguageModelTrainer(
         model=model,
         args=arguments,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=CausalLanguageModelCollator(model.config.pad_token_id),
         processing_class=TinyWaveProcessor.from_config(model.config, tokenizer),
-        callbacks=[EpochCallback()],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(Path(arguments.output_dir)))
     trainer.save_model()

@@ -7,12 +7,12 @@ of its class.
 from collections.abc import Callable, Sequence
 
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .arguments import CorrectionArguments
-from .callbacks import EpochCallback
+from .language_model_trainer import LanguageModelTrainer
 
 
 def correct_teacher(
@@ -53,13 +53,12 @@ def correct_teacher(
         target_modules=list(arguments.lora_target_modules),
         trainable_token_indices=_trainable_rows(teacher, arguments.trainable_token_indices),
     )
-    trainer = Trainer(
+    trainer = LanguageModelTrainer(
         model=get_peft_model(teacher, lora),
         args=arguments,
         train_dataset=train_dataset,
         data_collator=data_collator,
         processing_class=processing_class,
-        callbacks=[EpochCallback()],
     )
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     corrected = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
