@@ -1,8 +1,9 @@
-"""Synthetic speech corpora: texts spoken by the hibari and Kokoro voices, in parquet shards.
+"""Speech corpora in parquet shards, and the synthetic ones: texts spoken by the hibari and Kokoro voices.
 
-A row is one document: its sentences are spoken one by one, joined with short pauses and resampled to 16 kHz, with the
-times of all words and phones. The bytes depend only on the items and the package versions, not on the number of
-processes. Work is resumable: a finished shard is never made again, and an interrupted one leaves nothing behind.
+A row is one recording. Of a synthetic corpus it is one document: its sentences are spoken one by one, joined with
+short pauses and resampled to 16 kHz, with the times of all words and phones. The bytes depend only on the items and
+the package versions, not on the number of processes. Work is resumable: a finished shard is never made again, and an
+interrupted one leaves nothing behind.
 """
 
 import contextlib
@@ -13,12 +14,13 @@ import json
 import multiprocessing
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +30,7 @@ from tqdm.auto import tqdm
 
 from . import hibari_voice
 from .audio_io import waveform_to_flac_bytes
-from .kokoro_voice import TEST_VOICES, TRAIN_VOICES, KokoroVoice
+from .kokoro_voice import MIX, TEST_VOICES, TRAIN_VOICES, KokoroVoice
 from .pronunciation import TimedLabel, hibari_assets
 from .worker_processes import follow_parent
 
@@ -76,7 +78,8 @@ class TextItem:
     """One document to be spoken.
 
     `id`: unique in its corpus. `split`: "train", "validation" or "test". `domain`: kind of text, such as "story".
-    `sentences`: spoken one by one. `voice`: "hibari" or a Kokoro voice; a test voice speaks in "test" only.
+    `sentences`: spoken one by one. `voice`: "hibari", a Kokoro voice or a mix of them; a test voice speaks, and is
+    mixed, in "test" only.
     `style`: a key of `hibari_voice.STYLES`; Kokoro voices have "base" only. `seed`: of the noise and the pauses.
     `text_licence` and `source`: of the text. `phonemes`: one string a sentence, spoken in place of the spelling.
 
@@ -100,10 +103,12 @@ class TextItem:
         _expect(not isinstance(self.sentences, str), self.id, "sentences as one string", "a tuple of strings")
         _expect(self.seed >= 0, self.id, f"seed {self.seed}", "0 or above")
         voices = (hibari_voice.VOICE, *TRAIN_VOICES, *TEST_VOICES)
-        _expect(self.voice in voices, self.id, f"voice {self.voice!r}", f"one of {voices}")
+        speakers = self.voice.split(MIX)
+        is_known = self.voice in voices or set(speakers) <= {*TRAIN_VOICES, *TEST_VOICES}
+        _expect(is_known, self.id, f"voice {self.voice!r}", f"one of {voices}, or Kokoro voices joined by {MIX!r}")
         styles = tuple(hibari_voice.STYLES) if self.voice == hibari_voice.VOICE else ("base",)
         _expect(self.style in styles, self.id, f"style {self.style!r} of voice {self.voice}", f"one of {styles}")
-        if self.voice in TEST_VOICES:
+        if set(speakers) & set(TEST_VOICES):
             _expect(self.split == "test", self.id, f"test voice {self.voice} in split {self.split!r}", "split 'test'")
         if self.phonemes is not None:
             found, expected = len(self.phonemes), len(self.sentences)
@@ -115,6 +120,12 @@ def _expect(condition: bool, identifier: str, found: str, expected: str) -> None
         raise ValueError(f"Item {identifier!r}: found {found}; expected {expected}.")
 
 
+class CorpusItem(Protocol):
+    """What a row of a corpus is made from: a dataclass whose `id` is unique in the corpus."""
+
+    id: str
+
+
 def prepare_corpus(
     items: Sequence[TextItem], output_folder: str | Path, *, num_processes: int = 2, rows_per_shard: int = 200
 ) -> Path:
@@ -123,16 +134,52 @@ def prepare_corpus(
     Shards that a previous call finished are kept, damaged ones are made again. Raises `CorpusError` if the folder
     holds other items, an item cannot be spoken, the disk is full or a worker process dies; finished shards stay valid.
     """
+    hibari_assets()
+    return write_corpus(
+        items,
+        _make_row,
+        output_folder,
+        source=metadata.version("hibari-tts"),
+        description="Speaking",
+        num_processes=num_processes,
+        rows_per_shard=rows_per_shard,
+    )
+
+
+def write_corpus(
+    items: Sequence[CorpusItem],
+    make_row: Callable[[CorpusItem], dict],
+    output_folder: str | Path,
+    *,
+    source: str,
+    description: str,
+    num_processes: int = 2,
+    rows_per_shard: int = 200,
+) -> Path:
+    """Writes the row of every item into parquet shards of `SCHEMA`, and a manifest of them; returns `output_folder`.
+
+    Args:
+        items: what the rows are made from.
+        make_row: a function of a module, since worker processes call it.
+        output_folder: finished shards in it are kept, damaged ones are made again.
+        source: changes when the same items would make other rows, as the version of a voice does.
+        description: of the progress bar.
+        num_processes (`int`, default 2): worker processes; 1 works in this process.
+        rows_per_shard (`int`, default 200): rows of a file.
+
+    Raises `CorpusError` if the folder holds other items, the disk is full or a worker process dies, and what
+    `make_row` raises; finished shards stay valid.
+    """
     folder = Path(output_folder)
     shards = [items[start : start + rows_per_shard] for start in range(0, len(items), rows_per_shard)]
     _check_unique_ids(items)
-    _open_manifest(folder, items, [len(shard) for shard in shards])
+    _open_manifest(folder, items, [len(shard) for shard in shards], source)
     missing = [index for index, shard in enumerate(shards) if not _is_valid_shard(folder / _name(index), len(shard))]
     pending = [item for index in missing for item in shards[index]]
     done = len(items) - len(pending)
     with (
-        _row_maker(min(num_processes, len(pending))) as make_rows,
-        tqdm(total=len(items), initial=done, unit="document", desc="Speaking") as progress,
+        _workers(make_row, min(num_processes, len(pending))) as make_rows,
+        tqdm(total=len(items), initial=done, unit="recording", desc=description) as progress,
     ):
         rows = make_rows(pending)
         for index in missing:
@@ -145,15 +192,15 @@ def prepare_corpus(
 
 
 @contextlib.contextmanager
-def _row_maker(num_processes: int):
+def _workers(make_row: Callable[[CorpusItem], dict], num_processes: int):
     """Yields a function from items to an iterator of their rows, in order."""
     if num_processes <= 1:
-        yield functools.partial(map, _make_row)
+        yield functools.partial(map, make_row)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=follow_parent)
     try:
-        yield functools.partial(pool.map, _make_row, chunksize=4)
+        yield functools.partial(pool.map, make_row, chunksize=4)
     except BrokenProcessPool as error:
         raise CorpusError("A worker process died, often for lack of memory; run again to resume.") from error
     finally:
@@ -278,9 +325,9 @@ def verify_splits(folder: str | Path) -> dict[str, int]:
     return rows_of_split
 
 
-def _check_unique_ids(items: Sequence[TextItem]) -> None:
+def _check_unique_ids(items: Sequence[CorpusItem]) -> None:
     if not items:
-        raise CorpusError("Found no items to speak; give at least one.")
+        raise CorpusError("Found no items for the corpus; give at least one.")
     seen = set()
     for item in items:
         if item.id in seen:
@@ -292,10 +339,9 @@ def _name(index: int) -> str:
     return f"shard-{index:05d}.parquet"
 
 
-def _open_manifest(folder: Path, items: Sequence[TextItem], rows: list[int]) -> None:
+def _open_manifest(folder: Path, items: Sequence[CorpusItem], rows: list[int], source: str) -> None:
     """Writes the manifest of a new corpus, or checks that the folder's own is of the same items."""
-    hibari_assets()
-    digest = hashlib.sha256(f"{_FORMAT} {metadata.version('hibari-tts')}".encode())
+    digest = hashlib.sha256(f"{_FORMAT} {source}".encode())
     for item in items:
         digest.update(json.dumps(asdict(item), ensure_ascii=True).encode())
     manifest = {"format": _FORMAT, "fingerprint": digest.hexdigest(), "num_items": len(items), "rows": rows}

@@ -44,6 +44,9 @@ TRAIN_VOICES = (
     "bf_alice", "bf_lily", "bm_daniel", "bm_lewis",
 )  # fmt: skip
 
+MIX = "+"
+"""Between the names of two speakers: a new one, whose style is the mean of theirs."""
+
 MODEL_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
 VOICES_PACKAGE = "kokoro-js@1.2.1"
 VOICES_SHA256 = "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860"
@@ -72,17 +75,18 @@ class KokoroVoice:
         """Speaks one sentence; equal arguments give equal samples.
 
         `text`: the sentence, read in British English by voices that begin with "b". `phonemes`: spoken instead; `text`
-        then only names the words. `voice`: one of `TRAIN_VOICES` or `TEST_VOICES`.
+        then only names the words. `voice`: one of `TRAIN_VOICES` or `TEST_VOICES`, or two of them as a new speaker,
+        such as "af_heart+am_adam", who has the accent of the first.
 
         Raises `ValueError` for an unknown voice, unpronounceable text and sentences above 510 phonemes.
         """
-        if voice not in self._style_tables:
-            raise ValueError(f"Found voice {voice!r}; expected one of {', '.join(self._style_tables)}.")
+        unknown = [name for name in voice.split(MIX) if name not in self._style_tables]
+        if unknown:
+            raise ValueError(f"Found voice {unknown[0]!r}; expected one of {', '.join(self._style_tables)}.")
         pronunciation = pronunciation_of(text, phonemes, british=voice.startswith("b"))
         inputs = {
             "tokens": phonemes_to_ids(pronunciation.phonemes, MAX_PHONEMES),
-            # A table holds one style vector for each length of the sentence in phonemes.
-            "style": self._style_tables[voice][None, len(pronunciation.phonemes) - 1],
+            "style": self._style(voice, len(pronunciation.phonemes)),
             "speed": np.ones(1, np.float32),
         }
         waveform, durations = self._session.run(("audio", _DURATIONS), inputs)
@@ -97,6 +101,11 @@ class KokoroVoice:
             style="base",
             voice=voice,
         )
+
+    def _style(self, voice: str, num_phonemes: int) -> np.ndarray:
+        """Style `(1, 256)` of a speaker or of a mix of speakers; a table holds one for each length of a sentence."""
+        styles = [self._style_tables[name][num_phonemes - 1] for name in voice.split(MIX)]
+        return np.mean(styles, axis=0, keepdims=True)
 
 
 def _read_model() -> bytes:

@@ -2,19 +2,27 @@
 
 A recipe is a mapping (usually YAML) with `seed` and a list `documents`; each entry names a `domain` ("story", "facts",
 "word_list" or "book"), a `split`, a `count` and the voices: `voices: hibari` with `styles` (a mapping from style to
-weight), or `voices: kokoro-train` / `kokoro-test`, shared out in turn.
+weight), or `voices: kokoro-train` / `kokoro-test`, shared out in turn. `kokoro-mixed` are new speakers, halfway between
+any two of `kokoro-train` with the same accent.
 """
 
 from collections.abc import Mapping
 from importlib.resources import files
+from itertools import combinations
 from random import Random
 
 from .corpus import TextItem
 from .hibari_voice import VOICE as HIBARI
-from .kokoro_voice import TEST_VOICES, TRAIN_VOICES
+from .kokoro_voice import MIX, TEST_VOICES, TRAIN_VOICES
 from .story_language import TEXT_LICENCE, sample_facts, sample_story, sample_word_list, split_of
 
-_VOICES = {HIBARI: (HIBARI,), "kokoro-train": TRAIN_VOICES, "kokoro-test": TEST_VOICES}
+_MIXED_VOICES = tuple(MIX.join(pair) for pair in combinations(TRAIN_VOICES, 2) if pair[0][0] == pair[1][0])
+_VOICES = {
+    HIBARI: (HIBARI,),
+    "kokoro-train": TRAIN_VOICES,
+    "kokoro-test": TEST_VOICES,
+    "kokoro-mixed": tuple(Random(0).sample(_MIXED_VOICES, len(_MIXED_VOICES))),
+}
 _SENTENCES_PER_DOCUMENT = 5
 
 
