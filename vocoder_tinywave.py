@@ -41,7 +41,7 @@ DECODER_MARGIN = 5  # units on each side that a streamed chunk is decoded with, 
 SEAM_SECONDS = 0.01  # over which one streamed chunk fades into the next
 SEAM_SEARCH_SECONDS = 1 / 150  # either way, for the place where the two agree best: half a period of 75 Hz
 
-NeuralDecoder = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+NeuralDecoder = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]
 
 
 @dataclass
@@ -54,6 +54,7 @@ class VocoderOutput(ModelOutput):
     energy (`(B, T, 2)`): frame energy in the decoder's own unit.
     log_mel (`(B, 2 T, num_mel_bins)`): natural log of mel magnitudes, two spectra per decoder frame.
     lengths (`(B,)`): decoder frames of each row.
+    style (`(B, T)`): the style that was asked for at each frame, -1 for none; None where no style was given.
     """
 
     features: torch.Tensor | None = None
@@ -62,6 +63,7 @@ class VocoderOutput(ModelOutput):
     energy: torch.Tensor | None = None
     log_mel: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
+    style: torch.Tensor | None = None
 
 
 class ConvolutionLayer(nn.Module):
@@ -199,9 +201,9 @@ class Vocoder(PreTrainedModel):
             hidden = layer(hidden, mask)
         frame_lengths = self.unit_count_to_frame_count(lengths)
         hidden = self._interpolate(hidden, lengths, int(frame_lengths.max()))
+        pitch, style = (None if x is None else self._hold(x, lengths, hidden.shape[1]) for x in (pitch, style))
         for embedding, codes in ((self.pitch_embedding, pitch), (self.style_embedding, style)):
-            if embedding is not None and codes is not None:
-                codes = self._hold(codes, lengths, hidden.shape[1])
+            if codes is not None:
                 hidden = hidden + embedding(codes.clamp(min=0)) * (codes >= 0)[:, :, None]
         mask = length_mask(frame_lengths, hidden.shape[1])
         for layer in self.frame_layers:
@@ -209,7 +211,7 @@ class Vocoder(PreTrainedModel):
         outputs = self.head(hidden).float() * self.output_std + self.output_mean
         features, log_f0, voicing_logits, energy, log_mel = outputs.split(self.output_sizes, dim=-1)
         log_mel = log_mel.reshape(len(units), -1, self.config.num_mel_bins)
-        return VocoderOutput(features, log_f0, voicing_logits, energy, log_mel, frame_lengths)
+        return VocoderOutput(features, log_f0, voicing_logits, energy, log_mel, frame_lengths, style)
 
     def predict_log_durations(
         self, units: torch.LongTensor, lengths: torch.LongTensor | None = None
@@ -238,9 +240,9 @@ class Vocoder(PreTrainedModel):
         Args:
             units (`(U,)`): de-duplicated units (or raw ones together with durations of 1).
             durations (`(U,)`, default predicted): 25 Hz frames of each unit, 1 or more.
-            decoder: `decoder(features (T, 128), f0 (2 T,) Hz with 0 = unvoiced, energy (2 T,)) -> waveform`, NumPy in
-                and out, at `sampling_rate`. Default `None`: Griffin-Lim on the predicted log-mel spectrogram, a
-                fallback that is intelligible but sounds metallic.
+            decoder: `decoder(features (T, 128), f0 (2 T,) Hz with 0 = unvoiced, energy (2 T,), style (T,) with -1 =
+                none, or None) -> waveform`, NumPy in and out, at `sampling_rate`. Default `None`: Griffin-Lim on the
+                predicted log-mel spectrogram, a fallback that is intelligible but sounds metallic.
             pitch, style: exactly the streams that the configuration counts (at most these, with
                 `optional_prosody`), each one code a unit (`(U,)`), a code at its own rate where all durations are 1
                 (12.5 Hz and 1 Hz, `(P,)` and `(S,)`), or one code for all.
@@ -372,7 +374,8 @@ class Vocoder(PreTrainedModel):
         f0 = torch.where(output.voicing_logits > 0, torch.exp(output.log_f0).clamp(*F0_RANGE), 0.0)
         energy = output.energy[0].reshape(-1)
         features, f0, energy = (x.cpu().numpy() for x in (output.features[0], f0[0].reshape(-1), energy))
-        return torch.from_numpy(np.asarray(decoder(features, f0, energy), dtype=np.float32))
+        style = None if output.style is None else output.style[0].cpu().numpy()
+        return torch.from_numpy(np.asarray(decoder(features, f0, energy, style), dtype=np.float32))
 
     def _interpolate(self, hidden: torch.Tensor, lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Linear interpolation in time between unit centres, `(B, U, C)` -> `(B, T, C)`; the last unit is held."""
@@ -405,7 +408,9 @@ def slice_output(output: VocoderOutput, start: int, stop: int) -> VocoderOutput:
     frames = slice(start, min(stop, int(output.lengths[0])))
     parts = [output.features, output.log_f0, output.voicing_logits, output.energy]
     log_mel = output.log_mel[:, frames.start * SUBFRAMES : frames.stop * SUBFRAMES]
-    return VocoderOutput(*(part[:, frames] for part in parts), log_mel, output.lengths * 0 + frames.stop - start)
+    style = None if output.style is None else output.style[:, frames]
+    length = output.lengths * 0 + frames.stop - start
+    return VocoderOutput(*(part[:, frames] for part in parts), log_mel, length, style)
 
 
 def waveform_to_log_mel(waveform: torch.Tensor, config: VocoderConfig) -> torch.FloatTensor:

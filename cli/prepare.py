@@ -4,7 +4,7 @@ import tempfile
 
 from ..data.corpus import prepare_corpus, verify_splits
 from ..data.debian_recordings import debian_recordings
-from ..data.recordings import prepare_recordings, recordings_of_recipe
+from ..data.recordings import folders_of_recipe, prepare_recordings
 from ..data.text_items import text_items
 from .recipe import read_recipe
 
@@ -22,10 +22,10 @@ def run(arguments) -> int:
     recipe = read_recipe(arguments.recipe)
     options = {"output_folder": arguments.output_dir, "num_processes": arguments.num_processes}
     if "recordings" in recipe:
-        prepare_recordings(recordings_of_recipe(recipe), recipe["recordings"], **options)
+        prepare_recordings(folders_of_recipe(recipe), **options)
     elif "debian_packages" in recipe:
         with tempfile.TemporaryDirectory() as folder:
-            prepare_recordings(debian_recordings(recipe["debian_packages"], folder), folder, **options)
+            prepare_recordings(debian_recordings(recipe["debian_packages"], folder), **options)
     else:
         prepare_corpus(text_items(recipe), **options)
     verify_splits(arguments.output_dir)

@@ -49,22 +49,30 @@ def steps_of_units(folder: Path) -> list[list]:
 
 
 def steps_of_codec(folder: Path) -> list[list]:
-    """The codec: a small speech encoder of the same units, in two stages; pitch, style, and a vocoder of all three."""
-    corpus, units, codec = folder / "codec_corpus", folder / "codec_units", folder / "codec"
-    more_corpus, more_units = folder / "encoder_corpus", folder / "encoder_units"
-    first, whisper = folder / "first_speech_encoder", folder / "whisper_units"
+    """The codec: a speech encoder of the same units, in three stages; pitch, style, and a vocoder of all three."""
+    codec, whisper = folder / "codec", folder / "whisper_units"
+    names = ("codec_corpus", "encoder_corpus", "mixed_voices", "people")
+    corpora, units = [folder / name for name in names], [folder / f"units_of_{name}" for name in names]
+    corpus, first, second = corpora[0], folder / "first_speech_encoder", folder / "second_speech_encoder"
+    steps = []
+    for name, one_corpus, its_units in zip(names, corpora, units, strict=True):
+        steps += [
+            ["prepare", f"nano/{name}", "--output-dir", one_corpus],
+            ["extract-units", "--corpus", one_corpus, "--speech-encoder", whisper, "--output-dir", its_units],
+        ]
     return [
-        ["prepare", "nano/codec_corpus", "--output-dir", corpus],
-        ["extract-units", "--corpus", corpus, "--speech-encoder", whisper, "--output-dir", units],
+        *steps,
         [
-            "train-speech-encoder", "nano/speech_encoder", "--corpus", corpus, "--units", units,
+            "train-speech-encoder", "nano/speech_encoder", "--corpus", corpus, "--units", units[0],
             "--output-dir", first,
         ],
-        ["prepare", "nano/encoder_corpus", "--output-dir", more_corpus],
-        ["extract-units", "--corpus", more_corpus, "--speech-encoder", whisper, "--output-dir", more_units],
         [
-            "train-speech-encoder", "nano/speech_encoder_voices", "--corpus", corpus, more_corpus,
-            "--units", units, more_units, "--init-from", first, "--output-dir", codec / "speech_encoder",
+            "train-speech-encoder", "nano/speech_encoder_voices", "--corpus", *corpora[:2], "--units", *units[:2],
+            "--init-from", first, "--output-dir", second,
+        ],
+        [
+            "train-speech-encoder", "nano/speech_encoder_people", "--corpus", *corpora, "--units", *units,
+            "--init-from", second, "--output-dir", codec / "speech_encoder",
         ],
         ["train-pitch", "nano/pitch", "--corpus", corpus, "--output-dir", codec / "pitch_encoder"],
         ["train-style", "nano/style", "--corpus", corpus, "--output-dir", codec / "style_encoder"],

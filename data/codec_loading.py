@@ -18,7 +18,7 @@ from ..speech_encoder_tinywave import QUANTIZER_FILE, SpeechEncoder
 from ..style_encoder_tinywave import StyleEncoder
 from ..vocoder_tinywave import Vocoder
 from .f0_extraction import load_f0_extractor
-from .hibari_voice import HibariDecoder
+from .hibari_voice import STYLES, HibariDecoder
 from .whisper_weights import WHISPER_BASE_CONFIG, load_whisper_encoder
 
 
@@ -97,7 +97,8 @@ def load_codec(
         vocoder = folder / "vocoder"
     speaker = None if vocoder is None else load_vocoder(vocoder)
     if isinstance(speaker, Vocoder) and not griffin_lim:
-        decoder = HibariDecoder().decode
+        style_names = None if style_encoder is None else style_encoder.config.style_names
+        decoder = HibariDecoder(style_names or STYLES).decode
     return SpeechCodec(
         load_speech_encoder(speech_encoder or folder / "speech_encoder"),
         speaker,

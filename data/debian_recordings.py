@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -16,15 +15,15 @@ import numpy as np
 from .audio_io import convert_waveform, write_audio
 from .corpus import SAMPLING_RATE
 from .pronunciation import MissingMaterialError, missing_material
-from .recordings import Recording, recordings_in
+from .recordings import RecordingFolder
 
 SUFFIXES = (".g722", ".gsm", ".wav", ".ogg")
 PAUSE_SECONDS = 0.25
 LEAST_SECONDS = 10.0
 
 
-def debian_recordings(packages: Sequence[Mapping[str, str]], folder: str | Path) -> list[Recording]:
-    """Fetch packages and return what is recorded in them.
+def debian_recordings(packages: Sequence[Mapping[str, str]], folder: str | Path) -> list[RecordingFolder]:
+    """Fetch packages and write what is recorded in them; returns a folder for each.
 
     Prompts are short, often one word. Those of a package are shuffled and joined, with pauses of 0.25 s, into
     recordings of 10 s or a little more.
@@ -36,17 +35,14 @@ def debian_recordings(packages: Sequence[Mapping[str, str]], folder: str | Path)
     Raises `MissingMaterialError` without apt, PyAV, or the package; `ValueError` for a package that lacks one of these
     keys or holds no recordings.
     """
-    package_of_voice = {}
+    folders = []
     for package in packages:
         if set(package) != {"name", "voice", "licence"}:
             raise ValueError(f"Found a package with {sorted(package)}; expected name, voice and licence.")
-        package_of_voice[package["voice"]] = package
-        _write_recordings(package["name"], Path(folder) / package["voice"])
-    return [
-        replace(recording, licence=package["licence"], source=package["name"])
-        for recording in recordings_in(folder)
-        for package in [package_of_voice[recording.voice]]
-    ]
+        voice_folder = Path(folder) / package["voice"]
+        _write_recordings(package["name"], voice_folder)
+        folders.append(RecordingFolder(voice_folder, licence=package["licence"], source=package["name"]))
+    return folders
 
 
 def _write_recordings(package: str, folder: Path) -> None:

@@ -5,6 +5,7 @@ synthesis in numpy. This module edits the graph in memory: phone durations and t
 pitch and pitch range become inputs. The decoder half alone turns frame features into a waveform.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,7 +108,8 @@ class HibariVoice:
             "pitch_range": np.array([settings.pitch_range], np.float32),
         }
         outputs = dict(zip(names, self._session.run(names, inputs), strict=True))
-        spectrum = _shape_spectrum([outputs[name][0] for name in _SPECTRUM], settings, settings.warp * warp)
+        spectrum = _warp_spectrum([outputs[name][0] for name in _SPECTRUM], settings.warp * warp)
+        spectrum = _shape_spectrum(spectrum, settings.tilt, settings.breathiness)
         f0 = outputs["f0"][0]
         phones, words = durations_to_times(pronunciation, outputs[_DURATIONS].ravel())
         return Utterance(
@@ -126,18 +128,35 @@ class HibariVoice:
 
 
 class HibariDecoder:
-    """The second half of the voice: frame features to a waveform, a 5 MB neural vocoder."""
+    """The second half of the voice: frame features to a waveform, a 5 MB neural vocoder.
+
+    `style_names`: of the style codes that [`~HibariDecoder.decode`] is given, in their order. One that is no key of
+    `STYLES` sounds as the base style does.
+    """
 
     sampling_rate = SAMPLING_RATE
 
-    def __init__(self):
+    def __init__(self, style_names: Iterable[str] = tuple(STYLES)):
         self._session = onnx_session(_decoder_graph())
+        styles = [STYLES.get(name, STYLES["base"]) for name in (*style_names, "base")]  # code -1 is the last one
+        self._tilt, self._breathiness = (
+            np.array([getattr(style, name) for style in styles], np.float32) for name in ("tilt", "breathiness")
+        )
 
-    def decode(self, features: np.ndarray, f0: np.ndarray, energy: np.ndarray, seed: int = 0) -> np.ndarray:
+    def decode(
+        self,
+        features: np.ndarray,
+        f0: np.ndarray,
+        energy: np.ndarray,
+        style: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> np.ndarray:
         """Returns the waveform, float32 of shape `(600 * frames,)` at 24 kHz.
 
         `features` (`(frames, 128)`), `f0` (`(2 * frames,)`, Hz, 0 where unvoiced), `energy` (`(2 * frames,)`): as
-        `HibariVoice.synthesize(..., return_features=True)` returns them. Raises `ValueError` for other shapes.
+        `HibariVoice.synthesize(..., return_features=True)` returns them. `style` (`(frames,)`): codes, -1 for none;
+        they give the tilt and the breathiness, while pitch and speed are in the other inputs. Raises `ValueError` for
+        other shapes.
         """
         frames = len(features)
         found = (features.shape, f0.shape, energy.shape)
@@ -151,6 +170,11 @@ class HibariDecoder:
         inputs = {_FEATURES: features.T[None].astype(np.float32), "f0": f0[None]}
         inputs[_ENERGY] = energy[None].astype(np.float32)
         spectrum = [part[0] for part in self._session.run(_SPECTRUM, inputs)]
+        if style is not None:
+            if style.shape != (frames,):
+                raise ValueError(f"Found style of shape {style.shape}; expected ({frames},), a code for each frame.")
+            codes = np.repeat(style, 2)
+            spectrum = _shape_spectrum(spectrum, self._tilt[codes], self._breathiness[codes])
         return _spectrum_to_waveform(spectrum, f0, seed)
 
 
@@ -207,25 +231,32 @@ def _decoder_graph():
     return onnx.utils.Extractor(model).extract_model([_FEATURES, "f0", _ENERGY], list(_SPECTRUM))
 
 
-def _shape_spectrum(spectrum: list[np.ndarray], style: SpeakingStyle, warp: float) -> list[np.ndarray]:
-    """Formant warp, spectral tilt and breathiness; parts are `(601 bins, frames)`, magnitudes in nats."""
+def _warp_spectrum(spectrum: list[np.ndarray], warp: float) -> list[np.ndarray]:
+    """Move the formants by a factor; parts are `(601 bins, frames)`."""
+    if warp == 1.0:
+        return spectrum
+    *magnitudes, phase = spectrum
+    num_bins = len(phase)
+    source = np.clip(np.arange(num_bins) / warp, 0, num_bins - 1)
+    below = np.floor(source).astype(int)
+    above = np.minimum(below + 1, num_bins - 1)
+    weight = (source - below).astype(np.float32)[:, None]
+    magnitudes = [part[below] * (1 - weight) + part[above] * weight for part in magnitudes]
+    return [*magnitudes, phase[np.round(source).astype(int)]]
+
+
+def _shape_spectrum(
+    spectrum: list[np.ndarray], tilt: float | np.ndarray, breathiness: float | np.ndarray
+) -> list[np.ndarray]:
+    """Tilt the spectrum and raise its noise, as a [`SpeakingStyle`] says or, of shape `(frames,)`, for each frame."""
     harmonic, rotation, noise, residual, phase = spectrum
-    num_bins = len(harmonic)
-    if warp != 1.0:
-        source = np.clip(np.arange(num_bins) / warp, 0, num_bins - 1)
-        below = np.floor(source).astype(int)
-        above = np.minimum(below + 1, num_bins - 1)
-        weight = (source - below).astype(np.float32)[:, None]
-        harmonic, rotation, noise, residual = (
-            part[below] * (1 - weight) + part[above] * weight for part in (harmonic, rotation, noise, residual)
-        )
-        phase = phase[np.round(source).astype(int)]
-    if style.tilt:
-        octaves = np.log2(np.maximum(np.arange(num_bins) * _BIN_WIDTH, 100.0) / 1000.0)
-        gain = (style.tilt * octaves * np.log(10.0) / 20.0).astype(np.float32)[:, None]
+    if np.any(tilt):
+        octaves = np.log2(np.maximum(np.arange(len(harmonic)) * _BIN_WIDTH, 100.0) / 1000.0)[:, None]
+        gain = (tilt * octaves * np.log(10.0) / 20.0).astype(np.float32)
         harmonic, noise, residual = harmonic + gain, noise + gain, residual + gain
-    if style.breathiness:
-        harmonic, noise = harmonic - np.float32(0.3 * style.breathiness), noise + np.float32(style.breathiness)
+    if np.any(breathiness):
+        harmonic, noise = harmonic - np.float32(0.3) * breathiness, noise + breathiness
+        harmonic, noise = harmonic.astype(np.float32), noise.astype(np.float32)
     return [harmonic, rotation, noise, residual, phase]
 
 

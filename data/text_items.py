@@ -2,8 +2,8 @@
 
 A recipe is a mapping (usually YAML) with `seed` and a list `documents`; each entry names a `domain` ("story", "facts",
 "word_list" or "book"), a `split`, a `count` and the voices: `voices: hibari` with `styles` (a mapping from style to
-weight), or `voices: kokoro-train` / `kokoro-test`, shared out in turn. `kokoro-mixed` are new speakers, halfway between
-any two of `kokoro-train` with the same accent.
+weight), or `voices: kokoro-train` / `kokoro-test`, shared out in turn. `kokoro-mixed` are new speakers, each halfway
+between two of `kokoro-train` with the same accent.
 """
 
 from collections.abc import Mapping

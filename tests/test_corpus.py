@@ -1,6 +1,7 @@
 """Corpora are reproducible, resumable, checked on reading, and keep their splits apart."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -158,6 +159,8 @@ def test_unspeakable_items_are_named(tmp_path):
         ({"voice": "am_nobody"}, "found voice 'am_nobody'"),
         ({"voice": "af_heart", "style": "sad"}, "found style 'sad' of voice af_heart"),
         ({"voice": "af_bella"}, "found test voice af_bella in split 'train'; expected split 'test'"),
+        ({"voice": "af_heart+hibari"}, r"found voice 'af_heart\+hibari'; expected .* or Kokoro voices joined by '\+'"),
+        ({"voice": "af_heart+af_bella"}, r"found test voice af_heart\+af_bella in split 'train'"),
         ({"seed": -1}, "found seed -1"),
         ({"phonemes": ("blˈɪk",)}, "found 1 phoneme strings; expected 2"),
     ],
@@ -194,14 +197,15 @@ def test_splits_are_proved_disjoint(tmp_path):
         verify_splits(mixed)
 
 
-def test_test_voices_outside_of_the_test_split_are_found(folder, copy):
+@pytest.mark.parametrize("voice", ["af_bella", "af_heart+af_bella"])
+def test_test_voices_outside_of_the_test_split_are_found(folder, copy, voice):
     path = copy / "shard-00000.parquet"
     table = pq.read_table(path)
     voices = table.column("voice").to_pylist()
-    voices[1] = "af_bella"
+    voices[1] = voice
     position = table.schema.get_field_index("voice")
     corpus.pq.write_table(table.set_column(position, table.schema.field(position), [voices]), path)
-    with pytest.raises(CorpusError, match=r"test voice af_bella in train \(train-1\)"):
+    with pytest.raises(CorpusError, match=re.escape(f"test voice {voice} in train (train-1)")):
         verify_splits(copy)
 
 

@@ -126,11 +126,36 @@ def test_pseudo_words_are_spoken_and_named(voice):
     assert voice.synthesize(phonemes="blˈɪk dˈæks").text == "blˈɪk dˈæks"
 
 
-@pytest.mark.parametrize("style", ["base", "happy"])
+@pytest.mark.parametrize("style", STYLES)
 def test_decoder_completes_the_voice(utterances, style):
     utterance = utterances[style]
-    waveform = HibariDecoder().decode(utterance.decoder_features, utterance.f0, utterance.energy)
-    np.testing.assert_allclose(waveform, utterance.waveform, atol=1e-4)
+    names = ("breathy", "unknown", "sad", "happy", "angry", "base")
+    codes = np.full(len(utterance.decoder_features), names.index(style))
+    decoder = HibariDecoder(names)
+    inputs = (utterance.decoder_features, utterance.f0, utterance.energy)
+    np.testing.assert_allclose(decoder.decode(*inputs, codes), utterance.waveform, atol=1e-4)
+    plain = decoder.decode(*inputs)
+    has_timbre = style in ("sad", "angry", "breathy")
+    assert np.allclose(plain, utterance.waveform, atol=1e-4) == (not has_timbre)
+    for code in (-1, names.index("unknown")):
+        np.testing.assert_array_equal(decoder.decode(*inputs, np.full(len(codes), code)), plain)
+
+
+def test_each_frame_is_decoded_in_its_own_style(utterances):
+    utterance = utterances["base"]
+    inputs = (utterance.decoder_features, utterance.f0, utterance.energy)
+    frames = len(utterance.decoder_features)
+    half = frames // 2
+    codes = np.where(np.arange(frames) < half, 0, list(STYLES).index("breathy"))
+    decoder = HibariDecoder()
+    mixed, base, breathy = (
+        decoder.decode(*inputs, style) for style in (codes, np.zeros(frames, int), np.full(frames, codes[-1]))
+    )
+    edge, reach = 600 * half, 1200  # samples of a frame, and of the window of a spectrum
+    # The level of a waveform is limited as a whole, so compare up to a factor.
+    for part, whole in ((slice(0, edge - reach), base), (slice(edge + reach, None), breathy)):
+        factor = (mixed[part] @ whole[part]) / (whole[part] @ whole[part])
+        np.testing.assert_allclose(mixed[part], factor * whole[part], atol=1e-3)
 
 
 def test_bad_input_is_refused(voice):
@@ -142,5 +167,7 @@ def test_bad_input_is_refused(voice):
         voice.synthesize("very " * 150)
     with pytest.raises(ValueError, match="shapes .* at least one frame"):
         HibariDecoder().decode(np.zeros((4, 128)), np.zeros(4), np.zeros(8))
+    with pytest.raises(ValueError, match=r"style of shape \(8,\); expected \(4,\), a code for each frame"):
+        HibariDecoder().decode(np.zeros((4, 128)), np.zeros(8), np.zeros(8), np.zeros(8, int))
     with pytest.raises(ValueError, match="speed=0.0; expected a factor"):
         SpeakingStyle(speed=0.0)

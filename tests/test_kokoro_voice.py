@@ -2,10 +2,18 @@
 
 import numpy as np
 import pytest
+import soxr
 
 from tinywave.data import kokoro_voice
+from tinywave.data.f0_extraction import load_f0_extractor
 from tinywave.data.kokoro_voice import TEST_VOICES, TRAIN_VOICES, KokoroVoice
 from tinywave.data.pronunciation import MissingMaterialError
+
+
+def mean_pitch(waveform: np.ndarray) -> float:
+    """In Hz, where voiced."""
+    f0, is_voiced = load_f0_extractor()(soxr.resample(waveform, 24_000, 16_000))
+    return float(f0[is_voiced].mean())
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,24 @@ def test_equal_arguments_give_equal_samples_and_voices_differ(voice, utterances)
     assert len(other.waveform) != len(again.waveform) or not np.allclose(other.waveform, again.waveform)
 
 
+def test_a_mix_is_a_new_speaker_between_two(voice, utterances):
+    """Its style is halfway, so that mixing a speaker with itself, or two in the other order, changes nothing."""
+    same = voice.synthesize("A tall tower.", voice="af_bella+af_bella")
+    np.testing.assert_array_equal(same.waveform, utterances["af_bella"].waveform)
+    mixed = voice.synthesize("A tall tower.", voice="af_bella+am_echo")
+    turned = voice.synthesize("A tall tower.", voice="am_echo+af_bella")
+    np.testing.assert_array_equal(mixed.waveform, turned.waveform)
+    other = voice.synthesize("A tall tower.", voice="am_echo")
+    pitches = [
+        mean_pitch(utterance.waveform)
+        for utterance in (other, mixed, utterances["af_bella"])
+    ]
+    assert pitches[0] < 0.95 * pitches[1] and pitches[1] < 0.95 * pitches[2]
+
+
 def test_unknown_voice_is_refused(voice):
+    with pytest.raises(ValueError, match="voice 'af_nobody'; expected one of af_alloy"):
+        voice.synthesize("Hello.", voice="af_heart+af_nobody")
     with pytest.raises(ValueError, match="voice 'af_nobody'; expected one of af_alloy"):
         voice.synthesize("Hello.", voice="af_nobody")
 

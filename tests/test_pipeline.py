@@ -62,7 +62,7 @@ def parts(speech) -> dict:
     return {"model": model, "processor": processor, "speech_encoder": encoder, "vocoder": vocoder}
 
 
-def _decoder(features, f0, energy):
+def _decoder(features, f0, energy, style):
     """Holds the first feature of every frame: each sample says which frame it came from."""
     return np.repeat(features[:, 0], 600)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tinywave.cli.recipe import read_recipe
-from tinywave.data.kokoro_voice import TEST_VOICES
+from tinywave.data.kokoro_voice import TEST_VOICES, TRAIN_VOICES
 from tinywave.data.story_language import split_of
 from tinywave.data.text_items import book_sentences, text_items
 
@@ -30,6 +30,15 @@ def test_voices_take_turns_and_styles_are_drawn():
     assert [item.voice for item in items[8:18]] == list(TEST_VOICES)
     assert {item.style for item in items[:6]} <= {"base", "sad"}
     assert {item.text_licence for item in items[8:]} == {"public domain"}
+
+
+def test_mixed_voices_are_pairs_of_training_voices_with_one_accent():
+    documents = [{"domain": "story", "split": "train", "count": 97, "voices": "kokoro-mixed"}]
+    voices = [item.voice for item in text_items({"seed": 0, "documents": documents})]
+    pairs = [voice.split("+") for voice in voices]
+    assert len(set(voices)) == 97 == 14 * 13 // 2 + 4 * 3 // 2  # pairs of American and of British voices
+    assert all(first != second and first[0] == second[0] for first, second in pairs)
+    assert {name for pair in pairs for name in pair} == set(TRAIN_VOICES)
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_streamed_waveform_has_all_its_samples_and_starts_early(vocoder):
             read.append(unit)
             yield unit
 
-    def decoder(features, f0, energy):
+    def decoder(features, f0, energy, style):
         return np.full(600 * len(features), 0.25, dtype=np.float32)
 
     pieces = vocoder.stream_waveform(source(), decoder=decoder)
@@ -194,7 +194,7 @@ def test_seams_of_a_streamed_waveform_do_not_click(vocoder):
     """A decoder with another phase every time: at the seams the tone goes on as steep as anywhere else."""
     rng = np.random.default_rng(0)
 
-    def decoder(features, f0, energy):
+    def decoder(features, f0, energy, style):
         times = np.arange(600 * len(features)) / 24_000
         return np.sin(2 * np.pi * 110 * times + rng.uniform(0, 2 * np.pi)).astype(np.float32)
 
@@ -254,7 +254,7 @@ def test_durations_are_at_least_one_and_follow_the_published_rule(vocoder):
 def test_neural_path_hands_features_to_the_decoder(vocoder):
     received = {}
 
-    def decoder(features, f0, energy):
+    def decoder(features, f0, energy, style):
         received.update(features=features, f0=f0, energy=energy)
         return np.full(600 * len(features), 0.25, dtype=np.float32)
 
@@ -267,6 +267,24 @@ def test_neural_path_hands_features_to_the_decoder(vocoder):
     assert ((received["f0"] > 0) == voiced.numpy()).all()
     assert received["energy"].shape == received["f0"].shape == (80,)
     assert waveform.shape == (25 * 960,) and bool((waveform == 0.25).all())
+
+
+def test_the_decoder_hears_the_style_of_every_frame(flexible):
+    received = []
+
+    def decoder(features, f0, energy, style):
+        received.append((len(features), style))
+        return np.full(600 * len(features), 0.25, dtype=np.float32)
+
+    units, durations, style = [3, 4, 5] * 10, [5] * 30, [0] * 12 + [2] * 6 + [1] * 12
+    flexible.units_to_waveform(units, durations, decoder, style=style)
+    assert received.pop()[1].tolist() == [0] * 96 + [2] * 48 + [1] * 96  # 8 frames for 5 units
+    list(flexible.stream_waveform(units, durations, decoder, style=style, chunk_units=25))
+    margins = [0, *[8] * (len(received) - 1)]  # what a piece is decoded with before it starts
+    pieces = [codes[margin : margin + 40] for (_, codes), margin in zip(received, margins, strict=True)]
+    assert np.concatenate(pieces).tolist() == [0] * 96 + [2] * 48 + [1] * 96
+    flexible.units_to_waveform(units, durations, decoder)
+    assert received[-1] == (240, None)
 
 
 def test_without_a_decoder_the_fallback_speaks_deterministically(vocoder):
