@@ -404,7 +404,7 @@ def test_an_error_of_the_model_reaches_the_reader(exact, speech):
 
 
 def test_an_error_of_the_vocoder_ends_the_generation(parts, speech):
-    def broken(features, f0, energy):
+    def broken(features, f0, energy, style):
         raise RuntimeError("the decoder broke")
 
     codec = SpeechCodec(parts["speech_encoder"], parts["vocoder"], broken)

@@ -88,7 +88,7 @@ def corpus(tmp_path_factory):
     return prepare_corpus(items, tmp_path_factory.mktemp("corpus"), num_processes=1)
 
 
-def hum(features, f0, energy):
+def hum(features, f0, energy, style):
     """Speaks every frame of 600 samples as a voice of 150 Hz."""
     times = np.arange(600 * len(features)) / 24_000
     return sum(0.1 * np.sin(2 * np.pi * 150 * harmonic * times) for harmonic in range(1, 6)).astype(np.float32)

@@ -112,7 +112,7 @@ def test_styles_that_have_no_sentiment_are_refused(style_encoder):
             SpeechSentiment(StyleEncoder(config))
 
 
-def hum(features, f0, energy):
+def hum(features, f0, energy, style):
     """Speaks every frame of 600 samples as a voice of 150 Hz."""
     times = np.arange(600 * len(features)) / 24_000
     return sum(0.1 * np.sin(2 * np.pi * 150 * harmonic * times) for harmonic in range(1, 6)).astype(np.float32)
