@@ -108,6 +108,9 @@ def set_length(page, seconds: float):
     box = page.get_by_label("number input for Length").first
     box.fill(str(seconds))
     box.blur()
+    # The slider moves when the page has taken the number over.
+    slider = page.get_by_label("range slider for Length").first.element_handle()
+    page.wait_for_function("([slider, seconds]) => slider.value == seconds", arg=[slider, seconds])
 
 
 def test_the_page_loads_and_asks_no_other_server(page):
