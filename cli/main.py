@@ -16,7 +16,7 @@ from .. import __version__
 # verb -> one line of help. Kept here, so that `tinywave --help` imports no verb and answers at once.
 VERBS = {
     "quickstart": "distil a student from the shipped teacher, score it and write a report you can hear",
-    "prepare": "build a speech corpus with word and phone times",
+    "prepare": "build a speech corpus: texts spoken with word and phone times, or recordings of your own",
     "fit-units": "fit the speech encoder's k-means units on a corpus",
     "extract-units": "encode a speech corpus into units",
     "train-speech-encoder": "distil a small speech encoder from the units of a large one",

@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from .audio_io import convert_waveform, write_audio
 from .corpus import SAMPLING_RATE
@@ -36,7 +37,7 @@ def debian_recordings(packages: Sequence[Mapping[str, str]], folder: str | Path)
     keys or holds no recordings.
     """
     folders = []
-    for package in packages:
+    for package in tqdm(packages, desc="Fetching", unit="package"):
         if set(package) != {"name", "voice", "licence"}:
             raise ValueError(f"Found a package with {sorted(package)}; expected name, voice and licence.")
         voice_folder = Path(folder) / package["voice"]

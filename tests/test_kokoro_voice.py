@@ -64,10 +64,7 @@ def test_a_mix_is_a_new_speaker_between_two(voice, utterances):
     turned = voice.synthesize("A tall tower.", voice="am_echo+af_bella")
     np.testing.assert_array_equal(mixed.waveform, turned.waveform)
     other = voice.synthesize("A tall tower.", voice="am_echo")
-    pitches = [
-        mean_pitch(utterance.waveform)
-        for utterance in (other, mixed, utterances["af_bella"])
-    ]
+    pitches = [mean_pitch(utterance.waveform) for utterance in (other, mixed, utterances["af_bella"])]
     assert pitches[0] < 0.95 * pitches[1] and pitches[1] < 0.95 * pitches[2]
 
 
