@@ -129,7 +129,7 @@ def test_pseudo_words_are_spoken_and_named(voice):
 @pytest.mark.parametrize("style", STYLES)
 def test_decoder_completes_the_voice(utterances, style):
     utterance = utterances[style]
-    names = ("breathy", "unknown", "sad", "happy", "angry", "base")
+    names = ("base", "breathy", "unknown", "happy", "angry", "sad")
     codes = np.full(len(utterance.decoder_features), names.index(style))
     decoder = HibariDecoder(names)
     inputs = (utterance.decoder_features, utterance.f0, utterance.energy)
