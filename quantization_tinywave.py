@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 INT8 = "int8"
 # PyTorch's 8-bit kernels that take a scale of ours; they are the fastest at batch 1, too.
@@ -128,3 +129,45 @@ def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) ->
 def empty_int8(linear: nn.Linear) -> Int8Linear:
     """An [`Int8Linear`] of the same sizes, for weights that are loaded later."""
     return Int8Linear(linear.in_features, linear.out_features)
+
+
+class RoundedWeight(nn.Module):
+    """Parametrization of a weight that is stored in 8 bits and computed with in floating point.
+
+    The two tensors that stand for the weight, `original0` (`torch.int8`, the shape of the weight) and `original1`
+    (scales, one per output channel), are saved and loaded as any others.
+    """
+
+    def forward(self, rounded: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return rounded.to(scale.dtype) * scale.view(-1, *[1] * (rounded.dim() - 1))
+
+    def right_inverse(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if weight.is_meta:  # while a checkpoint is loaded there is nothing to round yet
+            return weight.to(torch.int8), weight.flatten(1).sum(1)
+        rounded, scale = quantize_weight(weight.flatten(1))
+        return rounded.view_as(weight), scale
+
+
+def round_weights(model: nn.Module) -> None:
+    """Store the weights of all linear layers and convolutions in 8 bits, a quarter of the bytes.
+
+    They do not learn from then on. A weight that is made of others, as by weight norm, stays as it is.
+
+    Raises `ValueError` for NaN or infinity in a weight.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, nn.Linear | nn.Conv1d) and not parametrize.is_parametrized(module):
+            module.weight.requires_grad_(False)
+            # The type of what is stored is another than that of the weight.
+            parametrize.register_parametrization(module, "weight", RoundedWeight(), unsafe=True)
+
+
+def unround_weights(model: nn.Module) -> None:
+    """Undo [`round_weights`], for training: the weights keep the values they were rounded to."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module) and isinstance(module.parametrizations.weight[0], RoundedWeight):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+            # Made of two tensors, it is left as a buffer.
+            weight = module.weight.detach().clone()
+            del module.weight
+            module.weight = nn.Parameter(weight)

@@ -1,7 +1,7 @@
 """Waveform -> frames of one transformer layer: the backbones of the speech encoder.
 
-Every backbone has the same five properties and one method, `waveforms_to_frames`; none lets the frames of an utterance
-depend on what else is in the batch.
+Every backbone has the same five properties and `waveforms_to_frames`, in two steps: convolutions and transformer. None
+lets the frames of an utterance depend on what else is in the batch.
 
 Shapes: B batch, S samples, M mel frames (100 Hz), T backbone frames, D backbone width.
 """
@@ -135,14 +135,24 @@ class WhisperBackbone(WhisperEncoder):
 
     def waveforms_to_frames(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return the frames of each 1-D waveform, shape `(T, D)`, all computed in one batch."""
+        return self.convolved_to_frames(self.waveforms_to_convolved(waveforms))
+
+    def waveforms_to_convolved(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the outputs of the convolutions of each waveform, shape `(T, D)`: the transformer's input."""
         log_mel = log_mel_spectrogram(waveforms, self.config.num_mel_bins, self.sampling_rate)
         mel_lengths = [len(waveform) // _HOP_SAMPLES for waveform in waveforms]
         hidden_states = nn.functional.gelu(self.conv1(log_mel.to(self.conv1.weight.dtype)))
         # Alone, an utterance is followed by the zero padding of the second convolution.
         inside = length_mask(mel_lengths, hidden_states.transpose(1, 2))[:, None]
         hidden_states = nn.functional.gelu(self.conv2(hidden_states * inside)).transpose(1, 2)
-        hidden_states = hidden_states + self.embed_positions.weight[: hidden_states.shape[1]]
         lengths = [math.ceil(length / _MEL_FRAMES_PER_BACKBONE_FRAME) for length in mel_lengths]
+        return [item[:length] for item, length in zip(hidden_states, lengths, strict=True)]
+
+    def convolved_to_frames(self, convolved: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the output of the last layer for each item of [`~WhisperBackbone.waveforms_to_convolved`]."""
+        lengths = [len(item) for item in convolved]
+        hidden_states = nn.utils.rnn.pad_sequence(list(convolved), batch_first=True)
+        hidden_states = hidden_states + self.embed_positions.weight[: hidden_states.shape[1]]
         attention_mask = additive_attention_mask(lengths, hidden_states)
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask)

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_tinywave import SpeechEncoderConfig
+from .quantization_tinywave import round_weights, unround_weights
 from .speech_backbones_tinywave import build_backbone
 from .speech_quantizers_tinywave import build_quantizer, replace_blanks
 
@@ -65,15 +66,16 @@ class SpeechEncoder(PreTrainedModel):
     and 25 Hz). An utterance of S samples has `S // 640` units with Whisper and `(S - 720) // 640 + 1` with a HuBERT of
     25 Hz, whose convolutions do not pad. Repeats are kept. Audio longer than 30 s (Whisper) or 100 s (HuBERT) is cut
     into equal chunks and the units are joined; with an `attention_window` the chunks overlap by what a unit can depend
-    on, so that the cuts cannot be noticed.
+    on, so that the cuts cannot be noticed. With `block_units`, all audio is cut into blocks of so many units, each
+    heard with `block_context` units on both sides.
 
     Silence is not an error: it has units like any sound, unless a linear quantizer finds blanks only.
 
     Args:
         config ([`SpeechEncoderConfig`]): `backbone_config` must describe a Whisper or HuBERT model.
 
-    Raises `ValueError` when the backbone is another, has fewer layers than `config.layer`, or another frame rate than
-    `config.backbone_frame_rate`.
+    Raises `ValueError` when the backbone is another, has fewer layers than `config.layer`, another frame rate than
+    `config.backbone_frame_rate`, or no room for a block and its context.
     """
 
     config_class = SpeechEncoderConfig
@@ -92,7 +94,14 @@ class SpeechEncoder(PreTrainedModel):
                 f"backbone_frame_rate is {config.backbone_frame_rate:g} Hz, but this backbone makes {frame_rate:g} "
                 "frames a second; set it to that, and pooling to the frames that make one unit"
             )
+        block, room = (config.block_units or 0) + 2 * config.block_context, self.backbone.max_frames // config.pooling
+        if block > room:
+            raise ValueError(
+                f"block_units and twice block_context are {block} units, but the backbone takes {room} at once"
+            )
         self.quantizer = build_quantizer(config, self.backbone.hidden_size)
+        if config.weight_bits:
+            round_weights(self)
         self.post_init()
 
     @property
@@ -122,7 +131,7 @@ class SpeechEncoder(PreTrainedModel):
 
     @property
     def context_seconds(self) -> float:
-        """Seconds of audio on each side of a unit that it can depend on; infinite without an `attention_window`.
+        """Seconds of audio on each side of a unit that it can depend on; infinite without a window or blocks.
 
         A unit of a stream is therefore known this long after it was spoken, plus the chunk that is being collected.
         """
@@ -133,6 +142,9 @@ class SpeechEncoder(PreTrainedModel):
 
     @property
     def _context_units(self) -> int | None:
+        if self.config.block_units is not None:
+            # The first unit of a block hears its last one, and the context after that.
+            return self.config.block_units - 1 + self.config.block_context
         frames = self.backbone.context_frames
         return None if frames is None else math.ceil(frames / self.config.pooling)
 
@@ -186,11 +198,29 @@ class SpeechEncoder(PreTrainedModel):
 
         Args:
             chunk_seconds (`float`, default 1.0): new audio that is collected before the model runs. More costs less
-                computing, less costs less delay.
+                computing, less costs less delay. An encoder of blocks runs whenever a block and its context are there.
 
         Raises `ValueError` when the units can depend on audio of any distance.
         """
-        return UnitStream(self, chunk_seconds)
+        if self._context_units is None:
+            raise ValueError(
+                "the units of this encoder depend on the whole utterance; a stream needs block_units, or a 'hubert' "
+                "backbone with an attention_window and feat_extract_norm 'layer'. Use encode on the finished "
+                "recording instead"
+            )
+        if not chunk_seconds > 0:
+            raise ValueError(f"chunk_seconds is {chunk_seconds}; it must be positive")
+        return _WindowStream(self, chunk_seconds) if self.config.block_units is None else _BlockStream(self)
+
+    def round_weights(self) -> None:
+        """Store the weights of linear layers and convolutions in 8 bits from now on, a quarter of their bytes."""
+        round_weights(self)
+        self.config.weight_bits = 8
+
+    def unround_weights(self) -> None:
+        """Make the weights trainable again; they keep the values they were rounded to."""
+        unround_weights(self)
+        self.config.weight_bits = None
 
     def _units_of_utterances(self, features: Sequence[torch.Tensor]) -> list[torch.LongTensor]:
         """Quantize the features of each utterance; an error says which one."""
@@ -269,8 +299,10 @@ class SpeechEncoder(PreTrainedModel):
             )
 
     def _split_into_chunks(self, waveform: torch.Tensor) -> list[AudioChunk]:
-        """Cut at unit boundaries into the fewest chunks that the backbone can take, all of nearly the same length."""
+        """Cut at unit boundaries, into blocks or into the fewest chunks that the backbone can take, of one length."""
         num_units = self.num_samples_to_num_units(len(waveform))
+        if self.config.block_units is not None:
+            return [self._block(waveform, start, num_units) for start in range(0, num_units, self.config.block_units)]
         units_per_chunk = self.backbone.max_frames // self.config.pooling
         num_chunks = math.ceil(num_units / units_per_chunk)
         edges = [num_units * chunk // num_chunks for chunk in range(num_chunks + 1)]
@@ -284,25 +316,39 @@ class SpeechEncoder(PreTrainedModel):
             chunks.append(AudioChunk(waveform[first * self.samples_per_unit : end], start - first, stop - first))
         return chunks
 
+    def _block(self, waveform: torch.Tensor, start: int, num_units: int) -> AudioChunk:
+        """Return the block that begins at unit `start` of a waveform of `num_units`.
+
+        It hears its context, but for what the waveform lacks of it; where it lacks some after the block, what follows
+        the last whole unit is heard instead.
+        """
+        size, context = self.config.block_units, self.config.block_context
+        first, last = max(0, start - context), start + size + context
+        end = (last - 1) * self.samples_per_unit + self.samples_per_window if last <= num_units else len(waveform)
+        samples = waveform[first * self.samples_per_unit : end]
+        return AudioChunk(samples, start - first, min(start + size, num_units) - first)
+
     def _encode_chunks(self, chunks: Sequence[AudioChunk]) -> list[torch.Tensor]:
         """Return the averaged frames `(U, D)` of each chunk, without its context, all computed in one batch."""
         frames = self.backbone.waveforms_to_frames([chunk.waveform for chunk in chunks])
         items = zip(frames, chunks, strict=True)
-        return [self._pool(item)[chunk.start : chunk.stop] for item, chunk in items]
+        return [self.pool(item)[chunk.start : chunk.stop] for item, chunk in items]
 
-    def _pool(self, frames: torch.Tensor) -> torch.Tensor:
+    def pool(self, frames: torch.Tensor) -> torch.Tensor:
         """Average every `pooling` frames: `(T, D)` -> `(T // pooling, D)`."""
         num_units = len(frames) // self.config.pooling
         return frames[: num_units * self.config.pooling].unflatten(0, (num_units, self.config.pooling)).mean(1)
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that change when the weights, the layer, the pooling or the window change.
+        """Return 16 hexadecimal digits that change when the weights, the layer, the pooling or the cutting changes.
 
         Units of two encoders can be mixed only when their fingerprints agree.
         """
         digest = hashlib.sha256(f"layer {self.config.layer} pooling {self.config.pooling}".encode())
         if self.config.attention_window is not None:
             digest.update(f" window {self.config.attention_window}".encode())
+        if self.config.block_units is not None:
+            digest.update(f" blocks {self.config.block_units} {self.config.block_context}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
@@ -335,8 +381,7 @@ class SpeechEncoder(PreTrainedModel):
 class UnitStream:
     """The units of one waveform that arrives in pieces, equal to those of [`~SpeechEncoder.encode`] on the whole.
 
-    Kept between pieces: the samples that no complete frame covers yet, the convolved frames that later units can still
-    depend on, and the last unit. Made by [`~SpeechEncoder.stream`]:
+    Made by [`~SpeechEncoder.stream`]:
 
     ```python
     stream = encoder.stream()
@@ -346,22 +391,10 @@ class UnitStream:
     ```
     """
 
-    def __init__(self, encoder: SpeechEncoder, chunk_seconds: float):
-        context = encoder._context_units
-        if context is None:
-            raise ValueError(
-                "the units of this encoder depend on the whole utterance; a stream needs a 'hubert' backbone with an "
-                "attention_window and feat_extract_norm 'layer'. Use encode on the finished recording instead"
-            )
-        if not chunk_seconds > 0:
-            raise ValueError(f"chunk_seconds is {chunk_seconds}; it must be positive")
+    def __init__(self, encoder: SpeechEncoder):
         self.encoder = encoder
-        self.chunk_units = max(1, round(chunk_seconds * encoder.frame_rate))
         self.num_samples = 0
-        self._context = context * encoder.config.pooling
         self._samples = torch.zeros(0, device=encoder.device)
-        self._convolved = torch.zeros(0, encoder.backbone.hidden_size, device=encoder.device, dtype=encoder.dtype)
-        self._num_done = 0  # frames at the beginning of `_convolved` whose units have been computed
         self._held = torch.zeros(0, dtype=torch.long)  # blanks before the first unit
         self._previous: int | None = None
         self._is_finished = False
@@ -377,10 +410,7 @@ class UnitStream:
         waveform = self.encoder._to_finite_mono(waveform, "the piece")
         self.num_samples += len(waveform)
         self._samples = torch.cat([self._samples, waveform])
-        if len(self._samples) < self.chunk_units * self.encoder.samples_per_unit:
-            return torch.zeros(0, dtype=torch.long)
-        self._convolve()
-        return self._take_units(len(self._convolved) - self._context)
+        return self._without_blanks(self._certain_units())
 
     @torch.inference_mode()
     def finish(self) -> torch.LongTensor:
@@ -390,9 +420,53 @@ class UnitStream:
         """
         self._is_finished = True
         self.encoder._check_duration(self.num_samples, "the recording")
-        self._convolve()
-        units = self._take_units(len(self._convolved))
+        units = self._without_blanks(self._last_units())
         return replace_blanks(self._held, self.encoder.num_units) if len(self._held) else units
+
+    def _certain_units(self) -> torch.LongTensor:
+        """Quantize, blanks included, what nothing to come can change, and let go of what no later unit depends on."""
+        raise NotImplementedError
+
+    def _last_units(self) -> torch.LongTensor:
+        """Quantize all that is left."""
+        raise NotImplementedError
+
+    def _without_blanks(self, units: torch.LongTensor) -> torch.LongTensor:
+        """Replace blanks; those before the first unit wait for it."""
+        if self.encoder.config.quantizer == "centroids" or not len(units):
+            return units
+        units = torch.cat([self._held, units])
+        if self._previous is None and bool((units == self.encoder.num_units).all()):
+            self._held = units
+            return units[:0]
+        units = replace_blanks(units, self.encoder.num_units, self._previous)
+        self._held, self._previous = units[:0], int(units[-1])
+        return units
+
+
+class _WindowStream(UnitStream):
+    """For an encoder whose frames attend to a window.
+
+    Kept between pieces: the samples that no complete frame covers yet, and the convolved frames that later units can
+    still depend on.
+    """
+
+    def __init__(self, encoder: SpeechEncoder, chunk_seconds: float):
+        super().__init__(encoder)
+        self.chunk_units = max(1, round(chunk_seconds * encoder.frame_rate))
+        self._context = encoder._context_units * encoder.config.pooling
+        self._convolved = torch.zeros(0, encoder.backbone.hidden_size, device=encoder.device, dtype=encoder.dtype)
+        self._num_done = 0  # frames at the beginning of `_convolved` whose units have been computed
+
+    def _certain_units(self) -> torch.LongTensor:
+        if len(self._samples) < self.chunk_units * self.encoder.samples_per_unit:
+            return torch.zeros(0, dtype=torch.long)
+        self._convolve()
+        return self._take_units(len(self._convolved) - self._context)
+
+    def _last_units(self) -> torch.LongTensor:
+        self._convolve()
+        return self._take_units(len(self._convolved))
 
     def _convolve(self) -> None:
         """Turn the samples of all complete frames into convolved frames."""
@@ -409,22 +483,36 @@ class UnitStream:
         if stop == self._num_done:
             return torch.zeros(0, dtype=torch.long)
         frames = encoder.backbone.convolved_to_frames([self._convolved])[0]
-        units = encoder._quantize(encoder._pool(frames[self._num_done : stop])).cpu()
+        units = encoder._quantize(encoder.pool(frames[self._num_done : stop])).cpu()
         dropped = max(0, stop - self._context) // pooling * pooling
         self._convolved, self._num_done = self._convolved[dropped:], stop - dropped
-        return self._without_blanks(units)
-
-    def _without_blanks(self, units: torch.LongTensor) -> torch.LongTensor:
-        """Replace blanks; those before the first unit wait for it."""
-        if self.encoder.config.quantizer == "centroids":
-            return units
-        units = torch.cat([self._held, units])
-        if self._previous is None and bool((units == self.encoder.num_units).all()):
-            self._held = units
-            return units[:0]
-        units = replace_blanks(units, self.encoder.num_units, self._previous)
-        self._held, self._previous = units[:0], int(units[-1])
         return units
+
+
+class _BlockStream(UnitStream):
+    """For an encoder of blocks. Kept between pieces: the samples that later blocks hear."""
+
+    def __init__(self, encoder: SpeechEncoder):
+        super().__init__(encoder)
+        self._start = 0  # unit of `_samples` at which the next block begins
+
+    def _certain_units(self) -> torch.LongTensor:
+        return self._take_blocks(self.encoder.config.block_units + self.encoder.config.block_context)
+
+    def _last_units(self) -> torch.LongTensor:
+        return self._take_blocks(1)
+
+    def _take_blocks(self, num_needed: int) -> torch.LongTensor:
+        """Compute blocks as long as there are `num_needed` units from their beginning on."""
+        encoder, config = self.encoder, self.encoder.config
+        units = [torch.zeros(0, dtype=torch.long)]
+        while (num_units := encoder.num_samples_to_num_units(len(self._samples))) >= self._start + num_needed:
+            block = encoder._block(self._samples, self._start, num_units)
+            units.append(encoder._quantize(encoder._encode_chunks([block])[0]).cpu())
+            dropped = max(0, self._start + config.block_units - config.block_context)
+            self._samples = self._samples[dropped * encoder.samples_per_unit :]
+            self._start += config.block_units - dropped
+        return torch.cat(units)
 
 
 # `save_pretrained` then copies this file and the ones it imports next to the weights.

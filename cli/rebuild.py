@@ -49,13 +49,12 @@ def steps_of_units(folder: Path) -> list[list]:
 
 
 def steps_of_codec(folder: Path) -> list[list]:
-    """The codec: a speech encoder of the same units, in three stages; pitch, style, and a vocoder of all three."""
-    codec, whisper = folder / "codec", folder / "whisper_units"
-    names = ("codec_corpus", "encoder_corpus", "mixed_voices", "people")
-    corpora, units = [folder / name for name in names], [folder / f"units_of_{name}" for name in names]
-    corpus, first, second = corpora[0], folder / "first_speech_encoder", folder / "second_speech_encoder"
-    steps = []
-    for name, one_corpus, its_units in zip(names, corpora, units, strict=True):
+    """The codec: a speech encoder cut from that of the same units, pitch, style, and a vocoder of all three."""
+    codec, whisper, corpus = folder / "codec", folder / "whisper_units", folder / "codec_corpus"
+    names = ("people", "encoder_corpus")
+    heard, units = [folder / name for name in names], [folder / f"units_of_{name}" for name in names]
+    steps = [["prepare", "nano/codec_corpus", "--output-dir", corpus]]
+    for name, one_corpus, its_units in zip(names, heard, units, strict=True):
         steps += [
             ["prepare", f"nano/{name}", "--output-dir", one_corpus],
             ["extract-units", "--corpus", one_corpus, "--speech-encoder", whisper, "--output-dir", its_units],
@@ -63,16 +62,8 @@ def steps_of_codec(folder: Path) -> list[list]:
     return [
         *steps,
         [
-            "train-speech-encoder", "nano/speech_encoder", "--corpus", corpus, "--units", units[0],
-            "--output-dir", first,
-        ],
-        [
-            "train-speech-encoder", "nano/speech_encoder_voices", "--corpus", *corpora[:2], "--units", *units[:2],
-            "--init-from", first, "--output-dir", second,
-        ],
-        [
-            "train-speech-encoder", "nano/speech_encoder_people", "--corpus", *corpora, "--units", *units,
-            "--init-from", second, "--output-dir", codec / "speech_encoder",
+            "train-speech-encoder", "nano/speech_encoder", "--corpus", *heard, "--units", *units,
+            "--teacher", whisper, "--output-dir", codec / "speech_encoder",
         ],
         ["train-pitch", "nano/pitch", "--corpus", corpus, "--output-dir", codec / "pitch_encoder"],
         ["train-style", "nano/style", "--corpus", corpus, "--output-dir", codec / "style_encoder"],

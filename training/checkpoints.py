@@ -16,8 +16,14 @@ def last_checkpoint(output_dir: Path) -> str | None:
 
 
 def save_in_bfloat16(model: PreTrainedModel, folder: str | Path) -> None:
-    """Save with weights in bfloat16 and the dtype kept in the config: half the bytes, full precision on loading."""
-    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    """Save with weights in bfloat16 and the dtype kept in the config: half the bytes, full precision on loading.
+
+    What is stored in 8 bits stays so.
+    """
+    state = {
+        name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
     model.save_pretrained(folder, state_dict=state)
 
 

@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 from ..configuration_tinywave import SpeechEncoderConfig
 from ..data.unit_extraction import UnitUtterance
 from ..speech_encoder_tinywave import SpeechEncoder
+from ..speech_quantizers_tinywave import CentroidQuantizer
 from .checkpoints import last_checkpoint
 from .filter_bank import initialize_filter_bank
 
@@ -210,24 +211,28 @@ class SpeechEncoderForDistillation(nn.Module):
     """A speech encoder with what only its training needs: masking, losses, and a projector to the teacher's features.
 
     Args:
-        encoder: with a linear quantizer and a 'hubert' backbone.
+        encoder: with a linear quantizer.
         args: weights and masking.
-        teacher_hidden_size (`int`, *optional*): width of the teacher's features; needed when `args.feature_weight` is
-            above 0.
+        teacher_quantizer (`CentroidQuantizer`, *optional*): normalises the teacher's features; needed when
+            `args.feature_weight` is above 0. Where the student's features are as wide, the projector begins as this
+            normalisation, as is right for a student that was cut from the teacher.
 
     Raises `ValueError` for another encoder.
     """
 
     def __init__(
-        self, encoder: SpeechEncoder, args: SpeechEncoderTrainingArguments, teacher_hidden_size: int | None = None
+        self,
+        encoder: SpeechEncoder,
+        args: SpeechEncoderTrainingArguments,
+        teacher_quantizer: CentroidQuantizer | None = None,
     ):
         super().__init__()
-        if encoder.config.quantizer != "linear" or encoder.config.backbone_config.get("model_type") != "hubert":
-            raise ValueError("only encoders with a 'hubert' backbone and a linear quantizer can be distilled")
+        if encoder.config.quantizer != "linear":
+            raise ValueError("only encoders with a linear quantizer can be distilled; centroids are not trained")
         self.encoder = encoder
         self.args = args
         if args.feature_weight:
-            self.projector = nn.Linear(encoder.backbone.hidden_size, teacher_hidden_size)
+            self.projector = _new_projector(encoder.backbone.hidden_size, teacher_quantizer)
 
     def forward(
         self,
@@ -239,15 +244,17 @@ class SpeechEncoderForDistillation(nn.Module):
 
         Args:
             input_values (`torch.Tensor` of shape `(B, S)`): crops of U units each.
-            labels (`torch.LongTensor` of shape `(B, U)`): the teacher's units, -100 where there are none.
-            teacher_features (`torch.Tensor` of shape `(B, U, D)`, *optional*): its normalised features.
+            labels (`torch.LongTensor` of shape `(B, U)`): the teacher's units, -100 after the end of an utterance.
+            teacher_features (`torch.Tensor` of shape `(N, D)`, *optional*): its normalised features of the N frames
+                that have a unit.
         """
-        convolved = torch.stack(self.encoder.backbone.waveforms_to_convolved(list(input_values)))
+        waveforms = unpadded_crops(input_values, labels, self.encoder)
+        convolved = self.encoder.backbone.waveforms_to_convolved(waveforms)
         if self.training and self.args.mask_share:
-            convolved = convolved * _kept_frames(*convolved.shape[:2], self.args.mask_share).to(convolved)
-        features = torch.stack(self.encoder.backbone.convolved_to_frames(list(convolved)))
-        is_labelled = labels != IGNORED
-        features, labels = features[is_labelled], labels[is_labelled]
+            convolved = [item * _kept_frames(len(item), self.args.mask_share).to(item) for item in convolved]
+        frames = self.encoder.backbone.convolved_to_frames(convolved)
+        features = torch.cat([self.encoder.pool(item) for item in frames])
+        labels = labels[labels != IGNORED]
         logits = self.encoder.quantizer.logits(features).float()
         output = SpeechEncoderTrainingOutput(
             unit_loss=F.cross_entropy(logits, labels),
@@ -255,17 +262,36 @@ class SpeechEncoderForDistillation(nn.Module):
         )
         output.loss = self.args.unit_weight * output.unit_loss
         if teacher_features is not None:
-            output.feature_loss = feature_distance(self.projector(features).float(), teacher_features[is_labelled])
+            output.feature_loss = feature_distance(self.projector(features).float(), teacher_features)
             output.loss = output.loss + self.args.feature_weight * output.feature_loss
         return output
 
 
-def _kept_frames(num_rows: int, num_frames: int, mask_share: float) -> torch.Tensor:
-    """Return `(B, T, 1)`, 0 on randomly placed spans that cover about `mask_share` of the frames, 1 elsewhere."""
+def unpadded_crops(values: torch.Tensor, labels: torch.LongTensor, encoder: SpeechEncoder) -> list[torch.Tensor]:
+    """Return the crops of shape `(B, S)` as they are heard in use: each ends with the last frame that has a unit."""
+    lengths = [
+        (int(count) - 1) * encoder.samples_per_unit + encoder.samples_per_window
+        for count in (labels != IGNORED).sum(1)
+    ]
+    return [row[:length] for row, length in zip(values, lengths, strict=True)]
+
+
+def _new_projector(hidden_size: int, quantizer: CentroidQuantizer) -> nn.Linear:
+    """Student's features -> normalised features of the teacher: that normalisation, where the widths are the same."""
+    projector = nn.Linear(hidden_size, len(quantizer.mean))
+    if projector.in_features == projector.out_features:
+        with torch.no_grad():
+            projector.weight.copy_(torch.diag(1 / quantizer.standard_deviation))
+            projector.bias.copy_(-quantizer.mean / quantizer.standard_deviation)
+    return projector
+
+
+def _kept_frames(num_frames: int, mask_share: float) -> torch.Tensor:
+    """Return `(T, 1)`, 0 on randomly placed spans that cover about `mask_share` of the frames, 1 elsewhere."""
     # A frame is kept when none of the spans that could reach it begins: (1 - p)^span = 1 - share.
     probability = 1 - (1 - mask_share) ** (1 / MASKED_SPAN)
-    begins = (torch.rand(num_rows, 1, num_frames + MASKED_SPAN - 1) < probability).float()
-    return 1 - F.max_pool1d(begins, MASKED_SPAN, stride=1).transpose(1, 2)
+    begins = (torch.rand(1, num_frames + MASKED_SPAN - 1) < probability).float()
+    return 1 - F.max_pool1d(begins, MASKED_SPAN, stride=1).T
 
 
 class SpeechEncoderTrainer(Trainer):
@@ -279,16 +305,18 @@ class SpeechEncoderTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         clean_values = inputs.pop("clean_values", None)
         if clean_values is not None:
-            inputs["teacher_features"] = self._teacher_features(clean_values, inputs["labels"].shape[1])
+            inputs["teacher_features"] = self._teacher_features(clean_values, inputs["labels"])
         output = model(**inputs)
         self._terms = {name: output[name].detach() for name in output if name != "loss"}
         return (output.loss, output) if return_outputs else output.loss
 
     @torch.no_grad()
-    def _teacher_features(self, clean_values: torch.Tensor, num_units: int) -> torch.Tensor:
-        """Normalised features of the crops, `(B, num_units, D)`; the teacher hears no noise and no more than we do."""
-        features = self.teacher.extract_features(list(clean_values), batch_size=len(clean_values))
-        return self.teacher.quantizer.normalize(torch.stack(features)[:, :num_units])
+    def _teacher_features(self, clean_values: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
+        """Normalised features of the labelled frames, `(N, D)`; the teacher hears no noise and no more than we do."""
+        waveforms = unpadded_crops(clean_values, labels, self.teacher)
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+            features = self.teacher.extract_features(waveforms, batch_size=len(waveforms))
+        return self.teacher.quantizer.normalize(torch.cat(features))
 
     def log(self, logs: dict[str, float], *args, **kwargs):
         if "loss" in logs:
@@ -313,7 +341,7 @@ def train_speech_encoder(
     """Train a speech encoder on the units of a teacher; continues an interrupted run.
 
     Args:
-        encoder: 'hubert' backbone and linear quantizer; `untrained_speech_encoder` makes one.
+        encoder: with a linear quantizer; `untrained_speech_encoder` or `prune_speech_encoder` makes one.
         utterances: audio and the teacher's units, from `load_unit_utterances`.
         args: Trainer arguments; `output_dir` holds the checkpoints.
         teacher (*optional*): the encoder of these units, with centroids; needed when `args.feature_weight` is above 0.
@@ -330,7 +358,7 @@ def train_speech_encoder(
             "its own, normalised as its centroids are: give one, or set feature_weight to 0"
         )
     trainer = SpeechEncoderTrainer(
-        model=SpeechEncoderForDistillation(encoder, args, teacher.backbone.hidden_size if teacher else None),
+        model=SpeechEncoderForDistillation(encoder, args, teacher.quantizer if teacher else None),
         args=args,
         train_dataset=SpeechEncoderDataset(balance_voices(utterances, args.other_voices_share), encoder, args),
         teacher=teacher,

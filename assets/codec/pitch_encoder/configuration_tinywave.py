@@ -242,8 +242,14 @@ class SpeechEncoderConfig(PreTrainedConfig):
             small network whose last output is the blank.
         quantizer_hidden_sizes (`list[int]`, *optional*): hidden sizes of the linear quantizer; none by default. The
             published quantizer has [702, 635].
-        attention_window (`int`, *optional*): frames that a backbone frame attends to on each side. Default: all. Only
-            with a window can speech be encoded while it is being recorded.
+        attention_window (`int`, *optional*): frames that a backbone frame attends to on each side. Default: all.
+        block_units (`int`, *optional*): units that are computed at once, the recording cut into blocks of so many.
+            Default: as many as the backbone can take.
+        block_context (`int`, default 0): units that a block hears on each side beyond its own.
+        weight_bits (`int`, *optional*): 8 when the weights of linear layers and convolutions are stored as integers
+            with a scale for each output channel; they are computed with in floating point. Default: not rounded.
+
+    Only with a window or with blocks can speech be encoded while it is being recorded.
     """
 
     model_type = "tinywave_speech_encoder"
@@ -257,6 +263,9 @@ class SpeechEncoderConfig(PreTrainedConfig):
     quantizer: str = "centroids"
     quantizer_hidden_sizes: list[int] | None = None
     attention_window: int | None = None
+    block_units: int | None = None
+    block_context: int = 0
+    weight_bits: int | None = None
 
     def validate_sizes(self):
         """Part of the `@strict` validation: sizes that would make the first batch fail are refused here."""
@@ -265,6 +274,20 @@ class SpeechEncoderConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         if self.attention_window is not None and self.attention_window < 1:
             raise ValueError(f"attention_window is {self.attention_window}; it must be positive, or None for all")
+        if self.weight_bits not in (None, 8):
+            raise ValueError(f"weight_bits is {self.weight_bits}; expected 8, or None for no rounding")
+
+    def validate_blocks(self):
+        """Part of the `@strict` validation of how a recording is cut."""
+        if self.block_units is not None and self.block_units < 1:
+            raise ValueError(f"block_units is {self.block_units}; it must be positive, or None for no blocks")
+        if self.block_context < 0 or (self.block_context and self.block_units is None):
+            raise ValueError(
+                f"block_context is {self.block_context} and block_units {self.block_units}; the first must not be "
+                "negative, and needs the second"
+            )
+        if self.block_units is not None and self.attention_window is not None:
+            raise ValueError("block_units and attention_window are both set; either makes streams, choose one")
 
     def validate_quantizer(self):
         """Part of the `@strict` validation of the quantizer's kind and sizes."""
