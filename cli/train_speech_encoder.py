@@ -1,4 +1,4 @@
-"""`tinywave train-speech-encoder nano/speech_encoder --corpus outputs/corpus --units outputs/units --output-dir D`"""
+"""`tinywave train-speech-encoder nano/speech_encoder --corpus C --units U --teacher T --output-dir D`"""
 
 from collections.abc import Sequence
 from pathlib import Path
