@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from ..configuration_tinywave import SpeechEncoderConfig
 from ..speech_encoder_tinywave import SpeechEncoder
@@ -95,7 +96,8 @@ def _feed_forward_moments(teacher: SpeechEncoder, waveforms: Sequence[torch.Tens
         layer.fc2.register_forward_pre_hook(watch(index)) for index, layer in enumerate(teacher.backbone.layers)
     ]
     try:
-        teacher.extract_features(waveforms)
+        for waveform in tqdm(waveforms, desc="pruning", unit="recording"):
+            teacher.extract_features([waveform])
     finally:
         for handle in handles:
             handle.remove()

@@ -1,9 +1,11 @@
-"""Linear layers with 8-bit weights for the CPU, with nothing to install beside PyTorch.
+"""Weights of 8 bits, with nothing to install beside PyTorch: linear layers for the CPU, and smaller files.
 
 A token that is generated reads every weight once, so its time is that of reading them: a quarter of the bytes of
 float32. Weights are rounded per output channel and activations per token, at every call, and their products are
 summed as integers (dynamic quantization, Jacob et al. 2018, arXiv 1712.05877). A token's output so depends on no other
 token: not on the batch, nor on how many are computed together.
+
+[`round_weights`] only stores the weights of a model in 8 bits, and computes with them in floating point, anywhere.
 """
 
 import platform
