@@ -73,7 +73,7 @@ def draw_contours(trace: Mapping, path: str | os.PathLike) -> None:
     axes.set_xlabel("seconds")
     axes.set_ylabel("F0 (Hz)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(_LABELS))
     figure.tight_layout()
     with atomic_file(path) as partial:
         figure.savefig(partial, format="svg", metadata={"Date": None})
