@@ -31,6 +31,8 @@ def add_arguments(parser):
 
 def run(arguments) -> int:
     recipe = read_recipe(arguments.recipe)
+    if recipe.get("weight_bits", 8) != 8:
+        raise ValueError(f"Found weight_bits={recipe['weight_bits']}; expected 8, or none for weights in bfloat16.")
     output = Path(arguments.output_dir)
     utterances = load_unit_utterances(arguments.corpus, arguments.units, split="train")
     teacher = load_speech_encoder(arguments.teacher) if arguments.teacher else None
@@ -40,7 +42,7 @@ def run(arguments) -> int:
         SpeechEncoderTrainingArguments(output_dir=str(output), seed=recipe["seed"], **recipe["training"]),
         teacher=teacher,
     )
-    if recipe.get("weight_bits") == 8:
+    if "weight_bits" in recipe:
         encoder.round_weights()
     save_in_bfloat16(encoder, output)
     print(output)

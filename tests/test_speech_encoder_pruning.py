@@ -136,6 +136,7 @@ def test_fewer_positions_and_blocks_leave_the_weights_alone(teacher, waveforms):
         ({}, {"num_units": 7}, "num_units is 7, but the teacher's is 20"),
         ({}, {"quantizer": "centroids"}, "a student with a linear quantizer"),
         ({}, {"quantizer_hidden_sizes": [8]}, "leave them out"),
+        ({}, {"weight_bits": 8}, "round it after training"),
     ],
 )
 def test_a_student_that_cannot_be_cut_from_the_teacher_is_refused(teacher, waveforms, backbone, changes, message):

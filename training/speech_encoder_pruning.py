@@ -65,6 +65,8 @@ def _check(teacher: SpeechEncoder, student: SpeechEncoder) -> None:
         raise ValueError("expected a teacher with centroids and a student with a linear quantizer")
     if student.config.quantizer_hidden_sizes:
         raise ValueError("found quantizer_hidden_sizes; distances to centroids are one linear layer, leave them out")
+    if student.config.weight_bits:
+        raise ValueError("found weight_bits in the student's config; it has to learn first, round it after training")
     pairs = {name: (getattr(teacher.config, name), getattr(student.config, name)) for name in ("layer", "num_units")}
     for name in _SAME_SIZES:
         pairs[name] = tuple(getattr(encoder.backbone.config, name) for encoder in (teacher, student))

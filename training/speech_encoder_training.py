@@ -229,6 +229,8 @@ class SpeechEncoderForDistillation(nn.Module):
         super().__init__()
         if encoder.config.quantizer != "linear":
             raise ValueError("only encoders with a linear quantizer can be distilled; centroids are not trained")
+        if encoder.config.weight_bits:
+            raise ValueError("found weights of 8 bits, which do not learn; call unround_weights first")
         self.encoder = encoder
         self.args = args
         if args.feature_weight:
