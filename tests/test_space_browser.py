@@ -4,12 +4,14 @@ A forward hook counts the passes of the model, and can hold the generation at on
 has to happen before it goes on: what is proved is an order of events, on however slow a machine.
 """
 
+import contextlib
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
 import soundfile
+from playwright.sync_api import expect
 
 from tinywave.benchmarks.space import BROWSERS, open_browser
 from tinywave.spaces.interface import build_interface, launch
@@ -106,11 +108,17 @@ def set_length(page, seconds: float):
     """Open the settings and set the length of the answer."""
     page.get_by_role("button", name="Settings").first.click()
     box = page.get_by_label("number input for Length").first
-    box.fill(str(seconds))
-    box.blur()
-    # The slider moves when the page has taken the number over.
-    slider = page.get_by_label("range slider for Length").first.element_handle()
-    page.wait_for_function("([slider, seconds]) => slider.value == seconds", arg=[slider, seconds])
+    slider = page.get_by_label("range slider for Length").first
+    # The slider moves when the page has taken the number over. A page that is being drawn anew may forget it:
+    # then another number is typed first, so that this one is news again.
+    for attempt in range(12):
+        if attempt:
+            box.fill("2")
+        box.fill(f"{seconds:g}")
+        box.blur()
+        with contextlib.suppress(AssertionError):
+            return expect(slider).to_have_value(f"{seconds:g}", timeout=WAIT / 12)
+    raise AssertionError(f"the slider stands at {slider.input_value()}, not at {seconds:g}")
 
 
 def test_the_page_loads_and_asks_no_other_server(page):
