@@ -21,7 +21,7 @@ from transformers.trainer_utils import set_seed
 
 from ..batching_tinywave import Prompt, continue_many
 from ..cli.loading import load_language_model
-from ..cli.shipped import AUDIO, CODEC, TEACHER, speech_encoder_of
+from ..cli.shipped import AUDIO, CODEC, TEACHER
 from ..configuration_tinywave import TinyWaveConfig
 from ..data.audio_io import load_audio
 from ..data.codec_loading import load_codec
@@ -50,7 +50,7 @@ def load_models() -> dict[str, TinyWaveForCausalLM]:
 def make_prompts(count: int) -> list[Prompt]:
     """Beginnings of the shipped recordings, in units, and numbers of new tokens, both spread evenly and shuffled."""
     recordings = [load_audio(path) for path in sorted((AUDIO / "librivox").glob("*.flac"))]
-    codec = load_codec(CODEC, ["unit"], speech_encoder=speech_encoder_of(["unit"]))
+    codec = load_codec(CODEC, ["unit"])
     processor = TinyWaveProcessor.from_pretrained(TEACHER)
     config = processor.config.with_streams(["unit"])
     processor = TinyWaveProcessor.from_config(config, processor.tokenizer)

@@ -17,7 +17,7 @@ import torch
 from transformers.trainer_utils import set_seed
 
 from ..cli.loading import load_language_model
-from ..cli.shipped import AUDIO, CODEC, TEACHER, speech_encoder_of
+from ..cli.shipped import AUDIO, CODEC, TEACHER
 from ..data.audio_io import load_audio
 from ..data.codec_loading import load_codec
 from ..eval.results import write_json
@@ -37,7 +37,7 @@ def load_pipeline(streams: Sequence[str]) -> TinyWavePipeline:
     model = model.float()
     model.config = model.config.with_streams(streams)
     processor = type(processor).from_config(model.config, processor.tokenizer)
-    return TinyWavePipeline(model, processor, load_codec(CODEC, streams, speech_encoder=speech_encoder_of(streams)))
+    return TinyWavePipeline(model, processor, load_codec(CODEC, streams))
 
 
 def measure_latency(pipeline: TinyWavePipeline, repeats: int = 5) -> dict:

@@ -20,7 +20,7 @@ from .correct import correct
 from .distill import distill
 from .loading import load_for_training
 from .recipe import read_recipe
-from .shipped import TEACHER, suites_of
+from .shipped import SUITES, TEACHER
 
 RECIPE_KEYS = ("distillation", "correction", "streams", "suites", "seeds", "reference", "training", "runs")
 
@@ -31,15 +31,14 @@ def add_arguments(parser):
     )
     parser.add_argument("--teacher", default=str(TEACHER), help="model folder")
     parser.add_argument("--units", required=True, help="folder that `tinywave extract-units` wrote")
-    parser.add_argument("--suites", help="folder of suite manifests (default: those in the units of the streams)")
+    parser.add_argument("--suites", default=str(SUITES), help="folder of suite manifests")
     parser.add_argument("--output-dir", required=True, help="folder of ablation.json and of every run")
     parser.add_argument("--page", help="Markdown page that gets the table; ablation.json is written beside it")
 
 
 def run(arguments) -> int:
     recipe, folder = read_recipe(arguments.recipe), Path(arguments.output_dir)
-    suites = arguments.suites or suites_of(recipe.get("streams", ()))
-    ablation = Ablation(recipe, arguments.teacher, arguments.units, suites, folder).run()
+    ablation = Ablation(recipe, arguments.teacher, arguments.units, arguments.suites, folder).run()
     write_json(ablation, folder / "ablation.json")
     if arguments.page:
         write_page(ablation, arguments.page)

@@ -19,7 +19,7 @@ from ..eval.suite_encoding import encode_audio_suite
 from ..eval.suites import is_manifest, read_suite
 from ..modeling_tinywave import TinyWaveForCausalLM
 from .loading import add_codec_arguments, load_for_scoring, open_codec
-from .shipped import suites_of
+from .shipped import SUITES
 
 
 def add_arguments(parser):
@@ -109,7 +109,7 @@ def find_suites(arguments, streams: list[str], output: Path) -> dict[str, Path]:
     Raises `FileNotFoundError` for a path that is not there, `ValueError` for two suites of one name.
     """
     suites: dict[str, Path] = {}
-    for path in map(Path, arguments.suite or [suites_of(streams)]):
+    for path in map(Path, arguments.suite or [SUITES]):
         if not path.exists():
             raise FileNotFoundError(f"No suite at {path}; build one with tinywave build-suite.")
         found = [path] if path.is_file() and is_manifest(path) else []

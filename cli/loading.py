@@ -11,7 +11,7 @@ from ..data.codec_loading import load_codec
 from ..engines.onnx_model import OnnxForCausalLM, is_onnx_folder
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
-from .shipped import CODEC, speech_encoder_of
+from .shipped import CODEC
 
 STREAMS = ("unit", "pitch", "style")
 
@@ -55,11 +55,7 @@ def load_for_training(
 def add_codec_arguments(parser, speaks: bool = True) -> None:
     """Declare what [`open_codec`] reads; `speaks` where the verb makes sound."""
     parser.add_argument("--codec", default=str(CODEC), help="folder of the encoders and the vocoder")
-    parser.add_argument(
-        "--speech-encoder",
-        help="folder of another speech encoder, in place of the codec's own; for models of units alone, and where the "
-        "codec is the shipped one, the default is the encoder on Whisper",
-    )
+    parser.add_argument("--speech-encoder", help="folder of another speech encoder, in place of the codec's own")
     if speaks:
         parser.add_argument("--vocoder", help="folder of another vocoder, in place of the codec's own")
         parser.add_argument(
@@ -75,13 +71,10 @@ def add_streams_argument(parser) -> None:
 def open_codec(arguments, streams: Collection[str] | None = None) -> SpeechCodec:
     """The codec that the arguments name, with the encoders of `streams` (default: all it has)."""
     logging.disable_progress_bar()
-    speech_encoder = arguments.speech_encoder
-    if speech_encoder is None and streams is not None and Path(arguments.codec) == CODEC:
-        speech_encoder = speech_encoder_of(streams)
     return load_codec(
         arguments.codec,
         streams,
-        speech_encoder=speech_encoder,
+        speech_encoder=arguments.speech_encoder,
         vocoder=getattr(arguments, "vocoder", None),
         griffin_lim=getattr(arguments, "griffin_lim", True),
     )

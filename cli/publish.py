@@ -13,13 +13,14 @@ from ..publishing.upload import check_repo_id, check_token, upload_repository
 from ..speech_encoder_tinywave import QUANTIZER_FILE
 from ..training.model_card import CARD, read_licence
 from .loading import add_codec_arguments, load_language_model, open_codec
-from .shipped import AUDIO, CODEC, speech_encoder_of
+from .shipped import AUDIO
 
 RECORDING = AUDIO / "librivox" / "sense_and_sensibility_01_0880.flac"
 RECORDING_CAPTION = (
     "A sentence of Jane Austen's *Sense and Sensibility*, read by a volunteer for LibriVox (public domain)"
 )
 SUITES_ON_HUB = "tinywave-nano-suites"
+LICENCE_TEXT = "LICENSE"
 
 
 def add_arguments(parser):
@@ -82,13 +83,17 @@ def read_source(arguments) -> Source:
     has_codec = (folder / "speech_encoder" / "config.json").is_file()
     if has_codec:
         codec = load_codec(folder, streams, griffin_lim=arguments.griffin_lim)
+        encoder_folder = folder / "speech_encoder"
     else:
         codec = open_codec(arguments, streams)
+        encoder_folder = speech_encoder_folder(arguments)
+    licence_text = encoder_folder / LICENCE_TEXT
     check_encoder(facts, codec)
     return Source(
         pipeline=TinyWavePipeline(model, processor, codec),
         facts=facts,
         codec_licences=[] if has_codec else codec_licences(arguments, streams),
+        licence_texts={f"speech_encoder/{LICENCE_TEXT}": licence_text} if licence_text.is_file() else {},
         recording=load_audio(RECORDING, codec.input_sampling_rate),
         recording_caption=RECORDING_CAPTION,
         dataset_id=arguments.dataset_id or (f"{owner}/{SUITES_ON_HUB}" if facts.report else None),
@@ -112,8 +117,7 @@ def check_encoder(facts: RunFacts, codec: SpeechCodec) -> None:
 
 def codec_licences(arguments, streams) -> list[tuple[str, str]]:
     """Part and licence of the codec that `open_codec` opens, as far as the cards in its folders state them."""
-    is_shipped = Path(arguments.codec) == CODEC
-    encoder = Path(arguments.speech_encoder or (speech_encoder_of(streams) if is_shipped else arguments.codec))
+    encoder = speech_encoder_folder(arguments)
     folders = {"speech encoder": encoder if (encoder / CARD).is_file() else encoder.parent}
     folders["vocoder"] = Path(arguments.vocoder or arguments.codec)
     if {"pitch", "style"} & set(streams):
@@ -124,6 +128,11 @@ def codec_licences(arguments, streams) -> list[tuple[str, str]]:
         # Only the centroids are in that folder; the layers below them come from OpenAI's Whisper base.
         licences.append(("layers of Whisper base in the speech encoder", "mit"))
     return licences
+
+
+def speech_encoder_folder(arguments) -> Path:
+    """Where `open_codec` finds the speech encoder."""
+    return Path(arguments.speech_encoder or Path(arguments.codec) / "speech_encoder")
 
 
 def print_assembly(assembly: Assembly) -> None:

@@ -31,7 +31,7 @@ from .correct import correct
 from .distill import WITHOUT_TEACHER, distill
 from .loading import load_language_model
 from .recipe import read_recipe
-from .shipped import AUDIO, CODEC, TEACHER, speech_encoder_of, suites_of
+from .shipped import AUDIO, CODEC, SUITES, TEACHER
 
 VARIANTS = ("base", "expressive", "interleaved")
 MODELS = ("teacher", "student", "no_distillation")
@@ -143,7 +143,7 @@ class Quickstart:
         held_out = read_documents(self.folder / "units", "test", prosody=self.prosody)
         evaluation = evaluate_models(
             self.models,
-            {suite: suites_of(self.variant["streams"]) / f"{suite}.parquet" for suite in self.recipe["suites"]},
+            {suite: SUITES / f"{suite}.parquet" for suite in self.recipe["suites"]},
             held_out,
             batch_size=16,
             encoder=self.codec.fingerprint(),
@@ -226,8 +226,7 @@ class Quickstart:
 
     @cached_property
     def codec(self):
-        streams = self.variant["streams"]
-        return load_codec(CODEC, streams, speech_encoder=speech_encoder_of(streams))
+        return load_codec(CODEC, self.variant["streams"])
 
     @cached_property
     def models_and_processors(self):

@@ -85,10 +85,6 @@ def steps_of_prosody(folder: Path) -> list[list]:
         ],
         [
             "build-suites", "nano/suites", "--codec", codec, "--streams", "unit", "pitch", "style",
-            "--output-dir", folder / "expressive_suites",
-        ],
-        [
-            "build-suites", "nano/suites", "--codec", codec, "--speech-encoder", folder / "whisper_units",
             "--output-dir", folder / "suites",
         ],
         ["prepare", "nano/unseen_voices", "--output-dir", folder / "assets" / "audio" / "kokoro"],
@@ -107,7 +103,6 @@ def collect_assets(folder: Path) -> None:
     model, processor = load_language_model(folder / "expressive_teacher")
     save_in_bfloat16(model, assets / "teacher")
     processor.save_pretrained(assets / "teacher")
-    for name in ("suites", "expressive_suites"):
-        (assets / name).mkdir(exist_ok=True)
-        for suite in sorted((folder / name).glob("*.parquet")):
-            shutil.copy2(suite, assets / name / suite.name)
+    (assets / "suites").mkdir(exist_ok=True)
+    for suite in sorted((folder / "suites").glob("*.parquet")):
+        shutil.copy2(suite, assets / "suites" / suite.name)

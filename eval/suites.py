@@ -289,7 +289,7 @@ def evaluate_suite(
         "grouping": "group",
         "num_resamples": NUM_RESAMPLES,
         "seed": seed,
-        "encoder": pairs[0].encoder,
+        "encoder": _encoder_of_read_streams(pairs[0], sequence_format.streams),
     }
     return summarise_rows(pairs[0].suite, rows, normalisation, convention, seed)
 
@@ -315,6 +315,14 @@ def _encoder_of_stream(fingerprint: str, streams: Iterable[str]) -> dict[str, st
     """A codec's fingerprint -> its part for each stream; with fewer parts than there are streams, for `streams`."""
     parts = fingerprint.split("-")
     return dict(zip(STREAM_FIELDS if len(parts) == len(STREAM_FIELDS) else streams, parts, strict=False))
+
+
+def _encoder_of_read_streams(pair: Pair, streams: Iterable[str]) -> str:
+    """The part of the suite's fingerprint that is of some streams: that of a codec that makes only these."""
+    parts = pair.encoder.split("-")
+    if len(parts) != len(pair.streams):
+        return pair.encoder
+    return "-".join(part for name, part in zip(pair.streams, parts, strict=True) if name in streams)
 
 
 def _score_pairs(model, pairs, sequence_format, normalisation, window, scoring) -> list[dict]:

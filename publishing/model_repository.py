@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,8 @@ class Source:
         pipeline ([`TinyWavePipeline`]): the model, its processor and its codec.
         facts ([`RunFacts`]): what is known of the model.
         codec_licences (`list[tuple[str, str]]`): part of the codec and its licence, those that are known.
+        licence_texts (`dict[str, Path]`): path in the repository and the file to copy there, for parts whose licence
+            has to go with them.
         recording (`np.ndarray` of shape `(samples,)`): speech at the rate of the codec's encoder, to check the
             repository with and, where the run has no samples, to continue as an example.
         recording_caption (`str`): what it is and whose.
@@ -49,6 +51,7 @@ class Source:
     pipeline: TinyWavePipeline
     facts: RunFacts
     codec_licences: Sequence[tuple[str, str]]
+    licence_texts: Mapping[str, Path]
     recording: np.ndarray
     recording_caption: str
     dataset_id: str | None
@@ -134,6 +137,8 @@ def _assemble(source: Source, repo_id: str, folder: Path) -> None:
     for path in facts.hub_results:
         (folder / HUB_RESULTS).mkdir(exist_ok=True)
         shutil.copyfile(path, folder / HUB_RESULTS / path.name)
+    for path, text in source.licence_texts.items():
+        shutil.copyfile(text, folder / path)
     codec = CodecFacts(
         needs_decoder=isinstance(pipeline.codec.vocoder, Vocoder),
         needs_f0=pipeline.codec.pitch_encoder is not None,

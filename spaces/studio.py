@@ -279,7 +279,7 @@ class Studio:
             raise ValueError("The teacher and the models beside it read different streams; give models of the same.")
         codec = pipelines[TEACHER].codec
         results: dict[str, dict[str, SuiteResult]] = {}
-        for manifest in sorted(shipped.suites_of(codec.stream_names).glob("*.parquet")):
+        for manifest in sorted(shipped.SUITES.glob("*.parquet")):
             pairs = read_suite(manifest)
             places = np.linspace(0, len(pairs), min(int(num_pairs), len(pairs)), endpoint=False).astype(int)
             evaluation = evaluate_models(
@@ -312,15 +312,13 @@ class Studio:
     def _shipped_codec(self, variant: str) -> SpeechCodec:
         if variant not in self._codecs:
             streams = ["unit"] if variant == PLAIN else ["unit", "pitch", "style"]
-            self._codecs[variant] = load_codec(
-                shipped.CODEC, streams, speech_encoder=shipped.speech_encoder_of(streams)
-            )
+            self._codecs[variant] = load_codec(shipped.CODEC, streams)
         return self._codecs[variant]
 
 
 def variant_of(config: TinyWaveConfig) -> str:
     """Whether a model reads units alone or pitch and style as well."""
-    return EXPRESSIVE if shipped.has_prosody(config.stream_ranges()) else PLAIN
+    return EXPRESSIVE if {"pitch", "style"} & config.stream_ranges().keys() else PLAIN
 
 
 def to_device(model):

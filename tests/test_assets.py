@@ -9,15 +9,12 @@ from tinywave.cli.shipped import (
     ASSETS,
     AUDIO,
     CODEC,
-    EXPRESSIVE_SUITES,
     SUITES,
     TEACHER,
     WHISPER_UNITS,
-    speech_encoder_of,
-    suites_of,
 )
 from tinywave.data.audio_io import load_audio
-from tinywave.data.codec_loading import load_codec, load_speech_encoder
+from tinywave.data.codec_loading import load_codec
 from tinywave.data.corpus import iterate_corpus, verify_splits
 from tinywave.data.kokoro_voice import TEST_VOICES
 from tinywave.eval.recordings import read_corpus_recordings, read_recordings
@@ -68,18 +65,10 @@ def test_the_teacher_reads_the_streams_of_the_codec(codec):
 
 
 @pytest.mark.parametrize("name", SUITE_NAMES)
-def test_suites_were_made_with_the_shipped_encoders(name, codec):
-    base, expressive = (read_suite(folder / f"{name}.parquet") for folder in (SUITES, EXPRESSIVE_SUITES))
-    assert len(base) >= 200
-    assert [pair.id for pair in base] == [pair.id for pair in expressive]
-    assert {pair.encoder for pair in base} == {load_speech_encoder(WHISPER_UNITS).fingerprint()}
-    assert {pair.encoder for pair in expressive} == {codec.fingerprint()}
-
-
-def test_models_of_units_read_those_of_whisper_and_models_of_prosody_those_of_the_codec():
-    assert (speech_encoder_of(["unit"]), suites_of(["text", "unit"])) == (WHISPER_UNITS, SUITES)
-    expressive = ["unit", "pitch", "style"]
-    assert (speech_encoder_of(expressive), suites_of(expressive)) == (CODEC / "speech_encoder", EXPRESSIVE_SUITES)
+def test_suites_were_made_with_the_shipped_codec(name, codec):
+    pairs = read_suite(SUITES / f"{name}.parquet")
+    assert len(pairs) >= 200
+    assert {pair.encoder for pair in pairs} == {codec.fingerprint()}
 
 
 def test_unseen_voices_are_the_test_voices():
@@ -96,6 +85,6 @@ def test_librivox_clips_have_transcripts():
 
 
 def test_every_folder_has_a_card():
-    folders = [CODEC, WHISPER_UNITS, TEACHER, SUITES, EXPRESSIVE_SUITES]
+    folders = [CODEC, CODEC / "speech_encoder", WHISPER_UNITS, TEACHER, SUITES]
     folders += [AUDIO / "kokoro", AUDIO / "librivox", ASSETS / "text"]
     assert all((folder / "README.md").is_file() for folder in folders)

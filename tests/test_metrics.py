@@ -257,7 +257,7 @@ def test_items_added_one_by_one_are_the_columns(model):
 def test_pitch_and_style_are_read_by_the_models_that_have_them():
     torch.manual_seed(0)
     model = LlamaForCausalLM(TinyWaveConfig.from_preset("nano-expressive-student", **TINY))
-    pairs = read_suite(ROOT / "assets" / "expressive_suites" / "story.parquet")[:4]
+    pairs = read_suite(ROOT / "assets" / "suites" / "story.parquet")[:4]
     expected = evaluate_suite(model, pairs)
     assert expected.convention["sequence"]["streams"] == ["unit", "pitch", "style"]
     result = load("storycloze", "topic").compute(**pairs_to_columns("storycloze", pairs), model=model)

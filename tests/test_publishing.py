@@ -107,6 +107,12 @@ def test_the_card_of_a_bare_model_claims_no_scores_and_no_data(dry_run):
     assert not (dry_run[0] / ".eval_results").exists()
 
 
+def test_the_licence_of_the_speech_encoder_goes_with_it(dry_run):
+    text = ModelCard.load(dry_run[0] / "README.md").text
+    assert "| speech encoder | mit |" in text and "| vocoder | apache-2.0 |" in text
+    assert "(c) 2022 OpenAI" in (dry_run[0] / "speech_encoder" / "LICENSE").read_text()
+
+
 @pytest.fixture(scope="module")
 def uploaded(dry_run, tmp_path_factory):
     """The stub after an upload of the same model, its folder with a card edited by hand, and what was printed."""

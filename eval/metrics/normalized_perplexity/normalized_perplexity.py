@@ -41,7 +41,7 @@ Examples:
     With a model:
 
     >>> from tinywave.eval.suites import read_suite
-    >>> pairs = read_suite("assets/expressive_suites/lexical.parquet")[:4]
+    >>> pairs = read_suite("assets/suites/lexical.parquet")[:4]
     >>> speech = [
     ...     {"units": pair.positive_units, "pitch": pair.positive_pitch, "style": pair.positive_style}
     ...     for pair in pairs

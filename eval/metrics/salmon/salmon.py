@@ -59,7 +59,7 @@ Examples:
 
     >>> from tinywave.eval.metric_inputs import pairs_to_columns
     >>> from tinywave.eval.suites import read_suite
-    >>> pairs = read_suite("assets/expressive_suites/speaker.parquet")[:4]
+    >>> pairs = read_suite("assets/suites/speaker.parquet")[:4]
     >>> columns = pairs_to_columns("salmon", pairs) | {"part": ["speaker_consistency"] * 4}
     >>> salmon = evaluate.load("eval/metrics/salmon")
     >>> result = salmon.compute(**columns, model="assets/teacher")

@@ -58,7 +58,7 @@ Examples:
 
     >>> from tinywave.eval.metric_inputs import pairs_to_columns
     >>> from tinywave.eval.suites import read_suite
-    >>> pairs = read_suite("assets/expressive_suites/syntactic.parquet")[:4]
+    >>> pairs = read_suite("assets/suites/syntactic.parquet")[:4]
     >>> sblimp = evaluate.load("eval/metrics/sblimp")
     >>> result = sblimp.compute(**pairs_to_columns("sblimp", pairs), model="assets/teacher")
     >>> result["n"], result["convention"]["grouping"]

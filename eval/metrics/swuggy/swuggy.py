@@ -59,7 +59,7 @@ Examples:
 
     >>> from tinywave.eval.metric_inputs import pairs_to_columns
     >>> from tinywave.eval.suites import read_suite
-    >>> pairs = read_suite("assets/expressive_suites/lexical.parquet")[:4]
+    >>> pairs = read_suite("assets/suites/lexical.parquet")[:4]
     >>> swuggy = evaluate.load("eval/metrics/swuggy")
     >>> result = swuggy.compute(**pairs_to_columns("swuggy", pairs), model="assets/teacher")
     >>> result["n"], result["convention"]["normalisation"], result["convention"]["sequence"]["scored_streams"]
