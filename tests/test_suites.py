@@ -331,6 +331,11 @@ def test_a_model_of_units_reads_the_units_of_the_same_manifest(base_model, proso
     assert result.convention["sequence"]["streams"] == ["unit"] and result.convention["encoder"] == "aa"
 
 
+def test_an_encoder_keeps_its_name_whatever_is_in_it(base_model, prosodic_pairs):
+    plain = [replace(pair, **dict.fromkeys(PROSODY_COLUMNS), encoder="mhubert-base-25hz") for pair in prosodic_pairs]
+    assert evaluate_suite(base_model, plain).convention["encoder"] == "mhubert-base-25hz"
+
+
 def test_the_encoders_of_the_streams_that_are_read_have_to_agree(base_model, prosodic_pairs):
     for encoder in ("aa", "aa-xx-yy"):
         evaluate_suite(base_model, prosodic_pairs, encoder=encoder)
