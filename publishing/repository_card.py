@@ -111,7 +111,7 @@ def _usage(repo_id: str, codec: CodecFacts) -> str:
         )
     if codec.needs_decoder:
         notes.append(
-            "Without more it speaks in the metallic voice of Griffin-Lim. With `tinywave[material]` installed, "
+            "Without more it speaks in the metallic voice of Griffin-Lim. With `tinywave[voice]` installed, "
             "`pipeline(..., decoder=tinywave.data.hibari_voice.HibariDecoder().decode)` gives it a natural one."
         )
     return f"""## How to use
