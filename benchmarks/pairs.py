@@ -43,7 +43,10 @@ def time_pairs(first: Callable[[], object], second: Callable[[], object], num_pa
     lower, _, upper = statistics.quantiles(ratios, n=4, method="inclusive")
     first_times, second_times = zip(*times, strict=True)
     return PairedTiming(
-        statistics.median(first_times), statistics.median(second_times), statistics.median(ratios), (lower, upper),
+        statistics.median(first_times),
+        statistics.median(second_times),
+        statistics.median(ratios),
+        (lower, upper),
         num_pairs,
     )
 

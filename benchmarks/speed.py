@@ -50,8 +50,12 @@ def time_decoding(num_pairs: int) -> PairedTiming:
 
     def decode(model):
         return model.eval().generate(
-            prompt, attention_mask=torch.ones_like(prompt), output_modality="speech", do_sample=False,
-            min_new_tokens=NUM_NEW_TOKENS, max_new_tokens=NUM_NEW_TOKENS,
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            output_modality="speech",
+            do_sample=False,
+            min_new_tokens=NUM_NEW_TOKENS,
+            max_new_tokens=NUM_NEW_TOKENS,
         )
 
     return time_pairs(lambda: decode(student), lambda: decode(teacher), num_pairs)

@@ -47,9 +47,7 @@ class Checkpoint:
         files: the files the tensors come from.
     """
 
-    def __init__(
-        self, specs: Mapping[str, TensorSpec], read: Callable[[str], torch.Tensor], files: list[Path]
-    ):
+    def __init__(self, specs: Mapping[str, TensorSpec], read: Callable[[str], torch.Tensor], files: list[Path]):
         self.specs = dict(specs)
         self.read = read
         self.files = files

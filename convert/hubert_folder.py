@@ -21,7 +21,7 @@ from .licences import MHUBERT
 
 _CENTROID_SUFFIXES = (".npy", ".safetensors")
 _EXPORT = (
-    "where the pickle is trusted and joblib and scikit-learn are installed, run: python -c \"import joblib, numpy; "
+    'where the pickle is trusted and joblib and scikit-learn are installed, run: python -c "import joblib, numpy; '
     "numpy.save('kmeans.npy', joblib.load('THE_FILE').cluster_centers_)\" and give the result with --kmeans kmeans.npy"
 )
 _PARAMETRIZED = ".pos_conv_embed.conv.parametrizations.weight.original"
@@ -89,9 +89,7 @@ def plan(source: Path, options: ConvertOptions) -> list[Conversion]:
 
 def _find_centroids(source: Path) -> Path:
     """Return the one file of centroids in a folder. Raises `ValueError` where there is none or there are several."""
-    found = [
-        path for path in sorted(source.iterdir()) if path.suffix == ".npy" or path.name == "kmeans.safetensors"
-    ]
+    found = [path for path in sorted(source.iterdir()) if path.suffix == ".npy" or path.name == "kmeans.safetensors"]
     if len(found) == 1:
         return found[0]
     if found:

@@ -24,6 +24,7 @@ def test_ratio_and_medians(clock):
         def run():
             calls.append(name)
             clock[0] += seconds
+
         return run
 
     timing = time_pairs(work("A", 2.0), work("B", 5.0), num_pairs=3)
@@ -38,6 +39,7 @@ def test_a_load_that_hits_one_pair_does_not_move_the_ratio(clock):
     def work(seconds):
         def run():
             clock[0] += seconds * next(load)
+
         return run
 
     timing = time_pairs(work(1.0), work(3.0), num_pairs=3)

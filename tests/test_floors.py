@@ -38,8 +38,16 @@ UPLOADED = {
 }
 FLOOR_OF_ROOT_MODULE = {**UPLOADED, "distill_trainer": 3}
 FLOOR_OF_FOLDER = {
-    "data": 2, "engines": 2, "training": 3, "eval": 4, "cli": 5, "spaces": 5, "convert": 5, "recipes": 5,
-    "benchmarks": 5, "publishing": 5,
+    "data": 2,
+    "engines": 2,
+    "training": 3,
+    "eval": 4,
+    "cli": 5,
+    "spaces": 5,
+    "convert": 5,
+    "recipes": 5,
+    "benchmarks": 5,
+    "publishing": 5,
 }
 # Packages that `pip install tinywave` always brings; an uploaded file needs nothing else.
 ALWAYS_INSTALLED = {"torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy"}
@@ -82,8 +90,11 @@ def breaches(path: Path, root: Path = ROOT) -> list[str]:
     """The imports of `path` that reach up to a higher floor."""
     floor = floor_of(".".join(path.relative_to(root).with_suffix("").parts))
     reached = [(line, name, floor_of(name)) for line, name in own_imports(path, root)]
-    return [f"{path.name}:{line} (floor {floor}) imports {name} (floor {other})"
-            for line, name, other in reached if other is not None and other > floor]
+    return [
+        f"{path.name}:{line} (floor {floor}) imports {name} (floor {other})"
+        for line, name, other in reached
+        if other is not None and other > floor
+    ]
 
 
 @pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -129,8 +140,11 @@ def test_no_text_in_an_uploaded_file_looks_like_a_relative_import(path):
     """The Hub's import scan is a regular expression over lines: it also reads docstrings and comments."""
     source = path.read_text(encoding="utf-8")
     real = {node.lineno for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))}
-    looks_like = {number for number, line in enumerate(source.splitlines(), start=1)
-                  if re.match(r"\s*(from|import)\s+\.?\w[\w.]*(\s+import\b|\s*$)", line)}
+    looks_like = {
+        number
+        for number, line in enumerate(source.splitlines(), start=1)
+        if re.match(r"\s*(from|import)\s+\.?\w[\w.]*(\s+import\b|\s*$)", line)
+    }
     assert looks_like <= real
 
 
@@ -180,8 +194,10 @@ def with_all_it_imports(path: Path) -> set[Path]:
 # What is installed for itself: a file that starts it, and the file that names what it needs.
 INSTALLED_APART = [
     ("spaces/app.py", "spaces/requirements.txt"),
-    *((f"eval/metrics/{path.parent.name}/{path.parent.name}.py", f"eval/metrics/{path.parent.name}/requirements.txt")
-      for path in sorted(ROOT.glob("eval/metrics/*/requirements.txt"))),
+    *(
+        (f"eval/metrics/{path.parent.name}/{path.parent.name}.py", f"eval/metrics/{path.parent.name}/requirements.txt")
+        for path in sorted(ROOT.glob("eval/metrics/*/requirements.txt"))
+    ),
 ]
 
 

@@ -249,9 +249,7 @@ def test_training_moves_both_sides_and_resumes_exactly(corpus, units, tmp_path):
     checkpoint = tmp_path / "whole" / "checkpoint-2"
     resumed_folder = tmp_path / "resumed"
     shutil.copytree(checkpoint, resumed_folder / "checkpoint-2")
-    resumed = train_hifigan(
-        corpus, units, _arguments(resumed_folder), _config(), str(resumed_folder / "checkpoint-2")
-    )
+    resumed = train_hifigan(corpus, units, _arguments(resumed_folder), _config(), str(resumed_folder / "checkpoint-2"))
     assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
     last = json.loads((tmp_path / "whole" / "checkpoint-4" / "trainer_state.json").read_text())["log_history"][-1]
     names = {f"{name}_loss" for name in ("discriminator", "adversarial", "features", "mel", "duration")}

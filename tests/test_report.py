@@ -54,16 +54,24 @@ def report():
         "student": {"parameters": 1_721_088},
         "suites": {"lexical": scores(0.80, 0.78, 0.7), "story": scores(0.70, 0.68, 0.6)},
         "perplexity": {"teacher": 2.0, "student": 2.1, "no_distillation": 2.4},
-        "comparisons": {"student-no_distillation": {"perplexity_difference": {
-            "difference": -0.3, "ci95": [-0.34, -0.26], "p_value": 0.0002}}},
+        "comparisons": {
+            "student-no_distillation": {
+                "perplexity_difference": {"difference": -0.3, "ci95": [-0.34, -0.26], "p_value": 0.0002}
+            }
+        },
         "retention": {"raw_mean": 0.9733, "above_chance_mean": 0.92, "raw_mean_ci95": [0.94, 1.0]},
         "resynthesis_wer": {"held_out": 0.08},
         "seconds": {"encode": 20.0, "distill": 250.0},
         "curves": {"student": log, "no_distillation": [{"step": 1, "loss": 3.0}, {"step": 4, "loss": 0.9}]},
-        "continuations": [{
-            "title": "A story", "text": "Tom & Ann <walked>.", "prompt": "samples/prompt.wav",
-            "transcripts": {"student": "they talked"}, **{model: f"samples/{model}.wav" for model in MODELS},
-        }],
+        "continuations": [
+            {
+                "title": "A story",
+                "text": "Tom & Ann <walked>.",
+                "prompt": "samples/prompt.wav",
+                "transcripts": {"student": "they talked"},
+                **{model: f"samples/{model}.wav" for model in MODELS},
+            }
+        ],
         "speed": {"distillation_step_ratio": 1.5},
         "environment": {"torch": "2.13.0"},
         "configuration": {"distillation": {"max_steps": 600}},
@@ -129,9 +137,19 @@ def test_the_report_shows_every_number_and_escapes_text(report, folder):
     path = write_report(report, folder)
     _, text = read_page(path)
     for part in (
-        "33 % of the teacher's parameters, 97 % of its accuracy", "78.0 % [72.0, 83.0]", "72.0 to 83.0",
-        "240 pairs", "2.100", "closes 75 % of the gap", "-0.300, 95 % interval -0.340 to -0.260", "8.0 %",
-        "97.3 % [94.0, 100.0]", "4 min 30 s", "they talked", "distillation.max steps 600", "nats per token",
+        "33 % of the teacher's parameters, 97 % of its accuracy",
+        "78.0 % [72.0, 83.0]",
+        "72.0 to 83.0",
+        "240 pairs",
+        "2.100",
+        "closes 75 % of the gap",
+        "-0.300, 95 % interval -0.340 to -0.260",
+        "8.0 %",
+        "97.3 % [94.0, 100.0]",
+        "4 min 30 s",
+        "they talked",
+        "distillation.max steps 600",
+        "nats per token",
         "Tom & Ann <walked>.",
     ):
         assert part in text, part
@@ -180,7 +198,9 @@ def test_one_chart_for_each_loss_that_was_logged(report, folder):
 
 def test_a_log_with_gaps_and_nan_is_drawn(report, folder):
     report["curves"]["student"] = [
-        {"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}, {"step": 3, "eval_loss": 1.0},
+        {"step": 1, "loss": 2.0},
+        {"step": 2, "loss": float("nan")},
+        {"step": 3, "eval_loss": 1.0},
         {"train_runtime": 5.0},
     ]
     page, _ = read_page(write_report(report, folder))
