@@ -69,7 +69,8 @@ def run(arguments) -> int:
 def read_source(arguments) -> Source:
     """Load the model and its codec, and read what is known of them.
 
-    Raises `FileNotFoundError` for a folder without weights, `ValueError` for a codec that is not the model's.
+    Raises `FileNotFoundError` for a folder without weights, `ValueError` for a codec that is not the model's, and for
+    parts of another codec beside that in the folder.
     """
     folder, owner = Path(arguments.folder), arguments.repo_id.split("/")[0]
     if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
@@ -82,6 +83,11 @@ def read_source(arguments) -> Source:
     streams = model.config.stream_ranges()
     has_codec = (folder / "speech_encoder" / "config.json").is_file()
     if has_codec:
+        if arguments.speech_encoder or arguments.vocoder:
+            raise ValueError(
+                f"{folder} holds a codec of its own, which goes with it; leave out --speech-encoder and --vocoder, or "
+                "remove its folder speech_encoder"
+            )
         codec = load_codec(folder, streams, griffin_lim=arguments.griffin_lim)
         encoder_folder = folder / "speech_encoder"
     else:

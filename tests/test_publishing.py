@@ -228,6 +228,13 @@ def test_a_folder_without_weights_is_refused(tmp_path, capsys):
     assert "nothing holds no TinyWaveForCausalLM" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("part", ["--speech-encoder", "--vocoder"])
+def test_a_part_of_another_codec_is_refused_where_the_folder_holds_one(dry_run, tmp_path, capsys, part):
+    assert publish(dry_run[0], REPO, "--dry-run", part, CODEC, "--output-dir", tmp_path / "new")[0] == 2
+    assert f"{dry_run[0]} holds a codec of its own, which goes with it; leave out" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_of_other_things_is_not_overwritten(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
     assert publish(TEACHER, REPO, "--dry-run", "--output-dir", tmp_path)[0] == 2
