@@ -1,5 +1,5 @@
 # make install     create .venv and install everything (torch first, exact versions)
-# make quickstart  distil a student from the shipped teacher, score it, hear it (fifteen to twenty minutes)
+# make quickstart  distil a student from the shipped teacher, score it, hear it (about eighteen minutes)
 # make test        run the tests
 # make lint        run ruff
 # make bench       measure speed, as ratios, into benchmarks/results (about an hour; 10 GB of memory)
