@@ -59,7 +59,8 @@ def write_report(report: dict, output_folder: str | os.PathLike) -> Path:
 
     Args:
         report (`dict`): the content of report.json - `teacher` and `student` with `parameters`, `suites`,
-            `perplexity`, `retention`; optional are `resynthesis_wer`, `seconds` (of each step of the run), and
+            `perplexity`, `retention`; optional are `seconds` (of each step of the run),
+            `resynthesis` (of each test set the measurements "original" and "resynthesis" of `evaluate_resynthesis`),
             `curves` ({"student": [...], "no_distillation": [...]}, each a log of {"step", "loss" and the losses that
             `DistillationTrainer` logs}),
             `continuations` ([{"title", "text", "prompt", "teacher", "student", "no_distillation"}], paths of

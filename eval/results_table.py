@@ -1,4 +1,4 @@
-"""The results of a run as one table: for the terminal, for the README, and for the HTML report.
+"""The results of a run as tables of Markdown, for the terminal and the README, and as rows for the HTML report.
 
 `python -m tinywave.eval.results_table REPORT_JSON README` writes the table between the README's two markers.
 """
@@ -19,7 +19,7 @@ START_MARKER, END_MARKER = f"<!-- {RESULTS}:start -->", f"<!-- {RESULTS}:end -->
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what was measured, and the formatted value of each model in the order of `MODELS`."""
+    """One line of a table: what was measured, and its formatted values; of models, in the order of `MODELS`."""
 
     label: str
     values: tuple[str, ...]
@@ -128,9 +128,19 @@ def format_retention(retention: dict, key: str) -> str:
     return format_percent(retention[key]) + brackets
 
 
-def resynthesis_to_rows(report: dict) -> list[tuple[str, str]]:
-    """Return (test set, word error rate) of speech that went to units and back."""
-    return [(suite_to_label(name), format_percent(value)) for name, value in report.get("resynthesis_wer", {}).items()]
+def resynthesis_to_rows(report: dict) -> list[Row]:
+    """Return, for each test set, the word error rate of its recordings and of what units and vocoder keep of them.
+
+    `report["resynthesis"]` holds two measurements of each set, "original" and "resynthesis". How far the first is from
+    zero is the recogniser's own doing.
+    """
+    return [
+        Row(
+            f"{suite_to_label(name)} (n = {measured['original']['n']})",
+            tuple(format_measurement(measured[kind], 100, " %") for kind in ("original", "resynthesis")),
+        )
+        for name, measured in report.get("resynthesis", {}).items()
+    ]
 
 
 def prosody_to_rows(report: dict) -> list[Row]:
@@ -177,21 +187,8 @@ def report_to_markdown(report: dict) -> str:
         lines.extend(f"| {row.label} | " + " | ".join(row.values) + " |" for row in prosody)
     resynthesis = resynthesis_to_rows(report)
     if resynthesis:
-        lines.extend(["", "| speech -> units -> speech | word error rate |", "|---|---:|"])
-        lines.extend(f"| {name} | {value} |" for name, value in resynthesis)
-    return "\n".join(lines)
-
-
-def report_to_text(report: dict) -> str:
-    """Return the results as aligned plain text for the terminal."""
-    table = [Row("", tuple(MODELS.values())), *report_to_rows(report), *prosody_to_rows(report)]
-    table.extend(Row(f"Word error rate, {name}", (value,)) for name, value in resynthesis_to_rows(report))
-    label_width = max(len(row.label) for row in table)
-    widths = [max(len(row.values[column]) for row in table if column < len(row.values)) for column in range(3)]
-    lines = []
-    for row in table:
-        cells = [value.rjust(width) for value, width in zip(row.values, widths, strict=False)]
-        lines.append("  ".join([row.label.ljust(label_width), *cells]).rstrip())
+        lines.extend(["", "| word error rate | recording | units and back |", "|---|---:|---:|"])
+        lines.extend(f"| {row.label} | " + " | ".join(row.values) + " |" for row in resynthesis)
     return "\n".join(lines)
 
 
