@@ -84,6 +84,11 @@ def test_librivox_clips_have_transcripts():
         read_recordings(ASSETS)
 
 
+def test_whispers_licence_lies_beside_what_was_made_of_it():
+    for folder in (WHISPER_UNITS, CODEC / "speech_encoder"):
+        assert "(c) 2022 OpenAI" in (folder / "LICENSE").read_text(), folder
+
+
 def test_every_folder_has_a_card():
     folders = [CODEC, CODEC / "speech_encoder", WHISPER_UNITS, TEACHER, SUITES]
     folders += [AUDIO / "kokoro", AUDIO / "librivox", ASSETS / "text"]

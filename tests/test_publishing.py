@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from tinywave.cli import main as command_line
 from tinywave.cli.loading import load_language_model
-from tinywave.cli.publish import RECORDING, check_encoder
+from tinywave.cli.publish import RECORDING, check_encoder, read_source
+from tinywave.cli.shipped import WHISPER_UNITS
 from tinywave.data.audio_io import load_audio
 from tinywave.data.codec_loading import load_codec
 from tinywave.pipeline_tinywave import TinyWavePipeline
@@ -111,6 +112,12 @@ def test_the_licence_of_the_speech_encoder_goes_with_it(dry_run):
     text = ModelCard.load(dry_run[0] / "README.md").text
     assert "| speech encoder | mit |" in text and "| vocoder | apache-2.0 |" in text
     assert "(c) 2022 OpenAI" in (dry_run[0] / "speech_encoder" / "LICENSE").read_text()
+
+
+def test_the_licence_of_another_speech_encoder_goes_with_that():
+    line = ["publish", str(TEACHER), REPO, "--griffin-lim", "--speech-encoder", str(WHISPER_UNITS)]
+    arguments = command_line.build_parser(line).parse_args(line)
+    assert read_source(arguments).licence_texts == {"speech_encoder/LICENSE": WHISPER_UNITS / "LICENSE"}
 
 
 @pytest.fixture(scope="module")
