@@ -68,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             parser.print_help()
             return EXIT_FAILED
         exit_code = import_verb(arguments.verb).run(arguments)
+        leave_process_group()
         sys.stdout.flush()  # a full disk or a closed pipe shows here, not at the interpreter's exit
         return exit_code
     except BrokenPipeError:
@@ -145,6 +146,17 @@ def read_config(parser: argparse.ArgumentParser, path: str) -> None:
 def import_verb(verb: str):
     """Return the module of a verb."""
     return importlib.import_module(f".{verb.replace('-', '_')}", __package__)
+
+
+def leave_process_group() -> None:
+    """Wait for the other processes of a distributed run and end their group, where the verb has opened one.
+
+    A process that exits with its group open may be aborted by a thread that still belongs to it.
+    """
+    distributed = sys.modules.get("torch.distributed")  # not imported for verbs that need no torch
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def discard_output() -> None:

@@ -387,6 +387,7 @@ def train_on_ranks(folder, batch_size):
     if trainer.is_world_process_zero():
         tensors = weights_of(trainer.model) | terms
         safetensors.torch.save_file(tensors, os.path.join(folder, "result.safetensors"))
+    trainer.end()
 
 
 def test_two_ranks_equal_one(tmp_path):

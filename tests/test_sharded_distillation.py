@@ -81,3 +81,5 @@ if __name__ == "__main__":
     result = loss_and_gradients(sys.argv[1], sharded=True)
     if torch.distributed.get_rank() == 0:
         safetensors.torch.save_file(result, os.path.join(sys.argv[1], "sharded.safetensors"))
+    torch.distributed.barrier()  # a process that leaves with the group open may abort, and end the other one
+    torch.distributed.destroy_process_group()
