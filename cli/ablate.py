@@ -8,14 +8,16 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from ..data.interleaving import read_documents
+from ..data.interleaving import read_documents, read_encoder
 from ..eval.ablation import TEACHER as TEACHER_RUN
 from ..eval.ablation import ablation_to_markdown, build_ablation, score_run, write_page
 from ..eval.results import write_json
+from ..eval.suites import check_streams, read_suite
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..training.arguments import DistillationArguments
 from ..training.layer_map import LayerMap
 from ..training.student_init import student_config
+from ..training.teacher_cache import teacher_fingerprint
 from .correct import correct
 from .distill import distill
 from .loading import load_for_training
@@ -82,7 +84,8 @@ class Ablation:
         folder: of all results.
 
     Raises:
-        ValueError: for settings that cannot be used; nothing is trained then.
+        ValueError: for settings that cannot be used, and suites of another codec than the units; nothing is trained
+            then.
         FileNotFoundError: for a suite that is missing.
     """
 
@@ -104,6 +107,11 @@ class Ablation:
             raise FileNotFoundError(f"No suite at {', '.join(missing)}; build it with tinywave build-suites.")
         prosody = [name for name in ("pitch", "style") if name in recipe["streams"]]
         self.held_out = read_documents(units_folder, "test", prosody=prosody)
+        self.encoder = read_encoder(units_folder)
+        for path in self.suites.values():
+            check_streams(read_suite(path)[0], recipe["streams"], self.encoder)
+        model = TinyWaveForCausalLM.from_pretrained(teacher)
+        self.origin = {"teacher": teacher_fingerprint(model), "encoder": self.encoder}
 
     def _check(self, name: str) -> None:
         """Refuse now what would stop a run after hours of others."""
@@ -131,8 +139,8 @@ class Ablation:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["settings"] != settings:
                 raise ValueError(
-                    f"{path} is of other settings than the recipe's; delete it to repeat the run, or choose another "
-                    "--output-dir."
+                    f"{path} is of other settings than the recipe's, of another teacher or of units of another codec; "
+                    "delete it to repeat the run, or choose another --output-dir."
                 )
             return record
         print(f"\n{name}, seed {seed}", flush=True)
@@ -140,7 +148,7 @@ class Ablation:
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         folder = self._corrected_teacher() if name == TEACHER_RUN else self._train(name, seed, path.with_suffix(""))
         model = TinyWaveForCausalLM.from_pretrained(folder, dtype="float32").eval()
-        record = {"settings": settings, **score_run(model, self.suites, self.held_out)}
+        record = {"settings": settings, **score_run(model, self.suites, self.held_out, encoder=self.encoder)}
         write_json(record, path)
         return record
 
@@ -151,7 +159,7 @@ class Ablation:
         else:
             settings = {**asdict(self.runs[name]), "recipe": self._distillation_recipe(name, seed)}
             settings["correction"] = self.correction if self.runs[name].corrected else None
-        return json.loads(json.dumps(settings))
+        return json.loads(json.dumps(self.origin | settings))
 
     def _distillation_recipe(self, name: str, seed: int) -> dict:
         changes = self.runs[name]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from ..data.interleaving import read_documents
+from ..data.interleaving import read_documents, read_encoder
 from ..engines.onnx_model import OnnxForCausalLM
 from ..eval.contrast import CONTRASTS
 from ..eval.evaluation_page import write_evaluation_page
@@ -77,6 +77,7 @@ def run(arguments) -> int:
         read_documents(arguments.units, "test", prosody=prosody) if arguments.units else (),
         scored_streams=arguments.scored_streams,
         batch_size=arguments.batch_size,
+        encoder=read_encoder(arguments.units) if arguments.units else None,
         normalisation=arguments.normalisation,
         vocabulary=arguments.vocabulary,
     )

@@ -123,6 +123,23 @@ def read_documents(
     return [AlignedDocument.from_row(row, unit_rate) for row in rows]
 
 
+def read_encoder(units_folder: str | os.PathLike) -> str | None:
+    """The fingerprint of the codec that made the units of a folder (`SpeechCodec.fingerprint`).
+
+    `None` where no shard names one. Raises `ShardError` for a damaged shard and for units of several codecs.
+    """
+    try:
+        shards = dataset(str(units_folder), format="parquet")
+        if "encoder" not in shards.schema.names:
+            return None
+        found = sorted(pc.unique(shards.to_table(columns=["encoder"])["encoder"].drop_null()).to_pylist())
+    except (pa.ArrowException, OSError) as error:
+        raise ShardError(f"{units_folder} cannot be read ({error}); extract the units again") from error
+    if len(found) > 1:
+        raise ShardError(f"{units_folder} holds units of {len(found)} codecs, {', '.join(found)}; expected one")
+    return found[0] if found else None
+
+
 def interleave(
     document: AlignedDocument,
     pattern: str,

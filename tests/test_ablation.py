@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from tinywave.cli.ablate import RECIPE_KEYS, AblationRun
@@ -21,6 +22,7 @@ from tinywave.eval.suites import Pair, write_suite
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
+TEACHER = ROOT / "assets" / "teacher"
 PAGE = ROOT / "docs" / "ablation.md"
 
 
@@ -218,6 +220,28 @@ def test_scores_of_other_settings_are_not_mixed_in(finished, material, tmp_path,
     assert ablate(material, recipe, finished / "out") == 2
     message = capsys.readouterr().err
     assert "is of other settings" in message
+
+
+def test_scores_of_another_teacher_are_not_mixed_in(finished, material, tmp_path, capsys):
+    model = TinyWaveForCausalLM.from_pretrained(TEACHER)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1.0
+    shutil.copytree(TEACHER, tmp_path / "teacher")
+    model.save_pretrained(tmp_path / "teacher")
+    options = ["--teacher", str(tmp_path / "teacher")]
+    assert ablate(material, finished / "recipe.yaml", finished / "out", *options) == 2
+    assert "of another teacher" in capsys.readouterr().err
+
+
+def test_suites_of_another_codec_than_the_units_are_refused(material, tmp_path, capsys):
+    units = pq.read_table(material / "units" / "shard-00000.parquet")
+    units = units.append_column("encoder", pa.array(["fedcba9876543210"] * len(units)))
+    (tmp_path / "units").mkdir()
+    pq.write_table(units, tmp_path / "units" / "shard-00000.parquet")
+    (tmp_path / "suites").symlink_to(material / "suites")
+    assert ablate(tmp_path, write_recipe(tmp_path / "recipe.yaml"), tmp_path / "out") == 2
+    assert "of encoder '0123456789abcdef', the model was trained on those of 'fed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -89,6 +90,16 @@ def test_shards_without_the_streams_of_the_model_are_refused(folder, tmp_path, c
     arguments = ["--suite", str(folder / "suites"), "--units", str(tmp_path / "units"), "--output-dir", str(tmp_path)]
     assert main(["evaluate", "--model", str(folder / "expressive"), *arguments]) == 2
     assert "style" in capsys.readouterr().err
+
+
+def test_units_of_another_codec_than_the_suites_are_refused(folder, tmp_path, capsys):
+    shutil.copytree(folder / "units", tmp_path / "units")
+    for path in (tmp_path / "units").glob("*.parquet"):
+        units = pq.read_table(path).drop_columns(["encoder"])
+        pq.write_table(units.append_column("encoder", pa.array(["0123456789abcdef"] * len(units))), path)
+    arguments = ["--suite", str(folder / "suites"), "--units", str(tmp_path / "units"), "--output-dir", str(tmp_path)]
+    assert main(["evaluate", "--model", str(folder / "base"), *arguments]) == 2
+    assert "the model was trained on those of '0123456789abcdef'" in capsys.readouterr().err
 
 
 def test_a_teacher_gives_ratios_tests_and_a_page(folder, tmp_path):

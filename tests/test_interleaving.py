@@ -18,6 +18,7 @@ from tinywave.data.interleaving import (
     InterleavedDataset,
     interleave,
     read_documents,
+    read_encoder,
 )
 from tinywave.data.unit_extraction import ShardError
 from tinywave.tokenization_tinywave import (
@@ -227,8 +228,23 @@ def test_read_documents_takes_the_prosody_that_is_asked_for(tmp_path):
 
 def test_a_corrupt_unit_shard_is_named(tmp_path):
     (tmp_path / "shard-00000.parquet").write_bytes(b"PAR1 not a shard")
-    with pytest.raises(ShardError, match="shard-00000.parquet"):
-        read_documents(tmp_path, "train")
+    for read in (lambda: read_documents(tmp_path, "train"), lambda: read_encoder(tmp_path)):
+        with pytest.raises(ShardError, match="shard-00000.parquet"):
+            read()
+
+
+def test_the_codec_of_a_folder_is_read_and_two_are_refused(tmp_path):
+    def write(number, **columns):
+        pq.write_table(pa.table({"split": ["train"] * 2, **columns}), tmp_path / f"shard-0000{number}.parquet")
+
+    write(0)
+    assert read_encoder(tmp_path) is None
+    write(0, encoder=["aa-bb-cc"] * 2)
+    write(1, encoder=["aa-bb-cc"] * 2)
+    assert read_encoder(tmp_path) == "aa-bb-cc"
+    write(1, encoder=["aa-bb-cc", "dd"])
+    with pytest.raises(ShardError, match="units of 2 codecs, aa-bb-cc, dd; expected one"):
+        read_encoder(tmp_path)
 
 
 def test_collator_pads_right_and_masks_padding():
