@@ -6,6 +6,7 @@ import signal
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +17,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Remote-code modules are cached by content; a fresh folder keeps one run's modules out of the next.
 _modules_cache = tempfile.TemporaryDirectory(prefix="tinywave-modules-")
 os.environ["HF_MODULES_CACHE"] = _modules_cache.name
+
+# The same examples in every run, with no limit of time; `pytest --hypothesis-profile default` draws new ones.
+hypothesis.settings.load_profile("ci")
 
 # A shell that starts the tests in the background makes them ignore Ctrl-C, and so the processes they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -152,7 +152,7 @@ def llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 150), st.integers(1, 12)), min_size=1, max_size=7),
     batch_size=st.integers(1, 5),

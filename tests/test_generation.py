@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tinywave.configuration_tinywave import PRESETS, TinyWaveConfig
@@ -55,7 +55,6 @@ def allowed_after(row: list[int], output_modality: str) -> set[int]:
     return {EOS} | (TEXT_IDS | {SPEECH} if markers[-1] == TEXT else UNIT_IDS | {TEXT})
 
 
-@settings(deadline=None)
 @given(
     rows=st.integers(1, 12).flatmap(
         lambda length: st.lists(

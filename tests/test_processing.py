@@ -70,7 +70,7 @@ def test_prompt_ends_inside_the_output_modality(segment, output_modality, ends_w
     assert PROCESSOR([segment], output_modality=output_modality)["input_ids"].tolist() == [ends_with]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 499), min_size=1, max_size=50), min_size=1, max_size=5))
 def test_padding_hides_nothing(rows):
     inputs = PROCESSOR([[("speech", row)] for row in rows])
@@ -136,7 +136,7 @@ def test_expressive_prompt():
     assert torch.equal(again["input_ids"], inputs["input_ids"]), "what was read can be said again"
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=5))
 def test_expressive_batch_equals_single_prompts(lengths):
     rows = [random_streams(length, seed) for seed, length in enumerate(lengths)]

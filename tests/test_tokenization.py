@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -173,7 +173,6 @@ def test_neighbours_of_one_modality_share_a_marker():
     assert segments_to_ids(parts, NANO, TOKENIZER) == joined
 
 
-@settings(deadline=None)
 @given(segments)
 def test_segments_survive_ids(original):
     expected = []
@@ -189,7 +188,6 @@ def test_segments_survive_ids(original):
     assert ids_to_segments(ids[2:], NANO, TOKENIZER) == expected, "without BOS and the first marker"
 
 
-@settings(deadline=None)
 @given(st.text(st.sampled_from("[]HuPiStTextSpeech019 <>s/"), max_size=30))
 def test_any_text_is_kept_or_refused(text):
     try:
@@ -279,7 +277,6 @@ def test_stock_tokenizer_agrees_with_segments():
     assert TOKENIZER.decode(ids[1:]) == written
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(510, 1080), max_size=60))
 def test_names_of_speech_tokens_survive_ids(ids):
     """Markers, units, pitch and style, as the tokenizer of the layout names them."""
@@ -386,7 +383,6 @@ def test_counts_of_the_reference_clip():
     assert ids.tolist() == merged_frame_by_frame(streams, EXPRESSIVE)
 
 
-@settings(deadline=None)
 @given(timed_streams())
 def test_merge_is_the_rule_and_durations_undo_it(streams):
     ids, durations = streams_to_ids(streams, NANO_EXPRESSIVE, return_durations=True)
@@ -397,7 +393,6 @@ def test_merge_is_the_rule_and_durations_undo_it(streams):
     assert streams_to_ids(streams, NANO_EXPRESSIVE).tolist() == ids.tolist()
 
 
-@settings(deadline=None)
 @given(timed_streams(PITCH_ONLY))
 def test_a_model_without_style(streams):
     ids, durations = streams_to_ids(streams, PITCH_ONLY, return_durations=True)
@@ -445,7 +440,6 @@ def test_parse_by_hand():
     assert [part.tolist() for part in (no_units.units, no_units.pitch, no_units.style)] == [[], [], []]
 
 
-@settings(deadline=None)
 @given(timed_streams().filter(lambda streams: len(streams.pitch) and len(streams.style)))
 def test_parsed_units_of_a_merge_carry_the_prosody_of_their_time(streams):
     """A vocoder that repeats parsed streams by the true durations has the pitch and style that began last."""
@@ -460,7 +454,6 @@ def test_parsed_units_of_a_merge_carry_the_prosody_of_their_time(streams):
         assert found.tolist() == values[begun].tolist()
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.just("text"), texts) | st.tuples(st.just("speech"), timed_streams(max_frames=60)),
                 min_size=1, max_size=5))  # fmt: skip
 def test_expressive_segments_survive_ids(original):

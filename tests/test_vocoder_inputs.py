@@ -71,7 +71,7 @@ def test_nearest_index_is_the_frame_under_the_centre():
 
 
 @given(st.integers(0, 60), st.integers(1, 12), st.integers(0, 15))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_windows_hold_every_frame_once_with_its_context(count, chunk, context):
     start = 0
     for window, begin, size in overlapping_windows(iter(range(count)), chunk, context):
@@ -89,7 +89,7 @@ def _durations_from_neighbours(units: torch.LongTensor) -> torch.LongTensor:
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_durations_predicted_on_the_way_are_those_of_the_whole(units):
     whole = _durations_from_neighbours(torch.tensor([units]))[0].tolist()
     streams = [("pitch", [unit % 3 for unit in units], 3), ("style", 1, 2), ("tilt", None, 0)]
@@ -99,7 +99,7 @@ def test_durations_predicted_on_the_way_are_those_of_the_whole(units):
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(0, 30))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_durations_go_on_after_units_that_are_past(units, num_past):
     rows = [(unit, None) for unit in units]
     whole = _durations_from_neighbours(torch.tensor([units]))[0].tolist()
