@@ -130,11 +130,11 @@ def read_encoder(units_folder: str | os.PathLike) -> str | None:
     """
     try:
         shards = dataset(str(units_folder), format="parquet")
-        if "encoder" not in shards.schema.names:
-            return None
-        found = sorted(pc.unique(shards.to_table(columns=["encoder"])["encoder"].drop_null()).to_pylist())
+        named = [shard for shard in shards.get_fragments() if "encoder" in shard.physical_schema.names]
+        rows = [name for shard in named for name in shard.to_table(columns=["encoder"])["encoder"].to_pylist()]
     except (pa.ArrowException, OSError) as error:
         raise ShardError(f"{units_folder} cannot be read ({error}); extract the units again") from error
+    found = sorted(set(rows) - {None})
     if len(found) > 1:
         raise ShardError(f"{units_folder} holds units of {len(found)} codecs, {', '.join(found)}; expected one")
     return found[0] if found else None

@@ -306,8 +306,8 @@ def check_streams(pair: Pair, streams: Iterable[str], encoder: str | None) -> No
     found, expected = _encoder_of_stream(pair.encoder, pair.streams), _encoder_of_stream(encoder, streams)
     if any(found.get(name) != expected.get(name) for name in streams):
         raise SuiteError(
-            f"Suite {pair.suite!r} holds {', '.join(streams)} of encoder {pair.encoder!r}, the model was trained on "
-            f"those of {encoder!r}. Build the suite with the model's encoder."
+            f"Suite {pair.suite!r} holds {', '.join(streams)} of encoder {pair.encoder!r}, the model's speech is "
+            f"of {encoder!r}. Build the suite with the model's encoder, and extract units with it."
         )
 
 

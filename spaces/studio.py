@@ -406,7 +406,7 @@ def describe_models(folders: Mapping[str, str]) -> str:
         return ""
     return (
         "There is no distilled student yet, so only the teacher answers. `make quickstart` makes a student, and the "
-        "same student trained without a teacher, in about twenty minutes; then start this page again."
+        "same student trained without a teacher, in about eighteen minutes; then start this page again."
         if STUDENT in missing
         else "There is no undistilled student; `make quickstart` makes one."
     )

@@ -240,6 +240,9 @@ def test_the_codec_of_a_folder_is_read_and_two_are_refused(tmp_path):
     write(0)
     assert read_encoder(tmp_path) is None
     write(0, encoder=["aa-bb-cc"] * 2)
+    write(1)
+    assert read_encoder(tmp_path) == "aa-bb-cc"
+    write(0)
     write(1, encoder=["aa-bb-cc"] * 2)
     assert read_encoder(tmp_path) == "aa-bb-cc"
     write(1, encoder=["aa-bb-cc", "dd"])
