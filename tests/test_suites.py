@@ -345,7 +345,7 @@ def test_the_encoders_of_the_streams_that_are_read_have_to_agree(base_model, pro
 def test_an_expressive_model_needs_every_encoder(expressive_model, prosodic_pairs, encoder):
     evaluate_suite(expressive_model, prosodic_pairs[:1], encoder="aa-bb-cc")
     with pytest.raises(
-        SuiteError, match=f"unit, pitch, style of encoder 'aa-bb-cc', .* the model's speech is of '{encoder}'"
+        SuiteError, match=f"unit, pitch, style of encoder 'aa-bb-cc', the model's speech is of '{encoder}'"
     ):
         evaluate_suite(expressive_model, prosodic_pairs[:1], encoder=encoder)
 
