@@ -107,11 +107,11 @@ class Ablation:
             raise FileNotFoundError(f"No suite at {', '.join(missing)}; build it with tinywave build-suites.")
         prosody = [name for name in ("pitch", "style") if name in recipe["streams"]]
         self.held_out = read_documents(units_folder, "test", prosody=prosody)
-        self.encoder = read_encoder(units_folder)
+        encoder = read_encoder(units_folder)
         for path in self.suites.values():
-            check_streams(read_suite(path)[0], recipe["streams"], self.encoder)
+            check_streams(read_suite(path)[0], recipe["streams"], encoder)
         model = TinyWaveForCausalLM.from_pretrained(teacher)
-        self.origin = {"teacher": teacher_fingerprint(model), "encoder": self.encoder}
+        self.origin = {"teacher": teacher_fingerprint(model), "encoder": encoder}
 
     def _check(self, name: str) -> None:
         """Refuse now what would stop a run after hours of others."""
@@ -148,7 +148,7 @@ class Ablation:
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         folder = self._corrected_teacher() if name == TEACHER_RUN else self._train(name, seed, path.with_suffix(""))
         model = TinyWaveForCausalLM.from_pretrained(folder, dtype="float32").eval()
-        record = {"settings": settings, **score_run(model, self.suites, self.held_out, encoder=self.encoder)}
+        record = {"settings": settings, **score_run(model, self.suites, self.held_out)}
         write_json(record, path)
         return record
 

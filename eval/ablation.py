@@ -28,7 +28,6 @@ def score_run(
     suites: Mapping[str, str | PathLike | Sequence],
     held_out: Sequence[SpeechStreams | Sequence[int]],
     *,
-    encoder: str | None = None,
     batch_size: int = 16,
 ) -> dict:
     """Score one model on suites and held-out speech, and keep what resampling needs.
@@ -37,7 +36,6 @@ def score_run(
         model (`nn.Module`): a causal language model of speech, with a `TinyWaveConfig`.
         suites (`Mapping`): name -> manifest path or pairs.
         held_out (`Sequence`): utterances of the perplexity.
-        encoder (`str`, *optional*): fingerprint of the codec of the model's training streams, see [`evaluate_suite`].
         batch_size (`int`, defaults to 16): sequences scored at once.
 
     Returns:
@@ -47,7 +45,7 @@ def score_run(
     scoring = {"sequence_format": SpeechSequenceFormat(model.config), "batch_size": batch_size}
     record: dict = {"suites": {}}
     for suite, manifest in suites.items():
-        result = evaluate_suite(model, manifest, encoder=encoder, **scoring)
+        result = evaluate_suite(model, manifest, **scoring)
         names = ("n", "accuracy", "ci95", "credits", "groups")
         record["suites"][suite] = {name: getattr(result, name) for name in names}
     perplexity = score_perplexity(model, held_out, **scoring)
