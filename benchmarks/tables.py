@@ -1,4 +1,4 @@
-"""The records of the benchmarks as tables, in the README and on the page about speed.
+"""The records of the benchmarks as tables, on the page about speed.
 
     python -m tinywave.benchmarks.tables
 
@@ -18,7 +18,7 @@ from .distillation_steps import FULL_LOGIT_KD, LOGIT_KD_VARIANTS, LOGITS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = (ROOT / "docs" / "performance.md",)
 ENGINE_LABELS = {
     "torch-float32": "PyTorch float32",
     "torch-bfloat16": "PyTorch bfloat16",
