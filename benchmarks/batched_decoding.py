@@ -25,7 +25,7 @@ from ..cli.shipped import AUDIO, CODEC, TEACHER
 from ..configuration_tinywave import TinyWaveConfig
 from ..data.audio_io import load_audio
 from ..data.codec_loading import load_codec
-from ..eval.results import write_json
+from ..data.storage import write_json
 from ..generation_tinywave import check_prompt
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor

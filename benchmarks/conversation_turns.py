@@ -19,7 +19,7 @@ from transformers.trainer_utils import set_seed
 
 from ..cli.shipped import AUDIO
 from ..data.audio_io import load_audio
-from ..eval.results import write_json
+from ..data.storage import write_json
 from ..pipeline_tinywave import TinyWavePipeline
 from ..prompt_cache_tinywave import PromptCache
 from ..tokenization_tinywave import Segment

@@ -26,8 +26,8 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from ..configuration_tinywave import TinyWaveConfig
+from ..data.storage import write_json
 from ..engines.onnx_model import OnnxForCausalLM, is_onnx_folder, read_record
-from ..eval.results import write_json
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..quantization_tinywave import INT8, Int8Linear
 from .machine import measure_limits, medians

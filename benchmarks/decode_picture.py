@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 from matplotlib.figure import Figure
 
-from ..eval.results import atomic_file
+from ..data.storage import atomic_file
 from .tables import ENGINE_LABELS
 
 _INK, _FAINT, _BAR, _LIMIT = "#22313a", "#9aa7ae", "#0f766e", "#d7dee2"

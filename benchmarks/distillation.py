@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from ..eval.results import write_json
+from ..data.storage import write_json
 from ..training.throughput import forward_flops_per_token
 from .distillation_steps import (
     ATTENTION,

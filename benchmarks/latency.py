@@ -20,7 +20,7 @@ from ..cli.loading import load_language_model
 from ..cli.shipped import AUDIO, CODEC, TEACHER
 from ..data.audio_io import load_audio
 from ..data.codec_loading import load_codec
-from ..eval.results import write_json
+from ..data.storage import write_json
 from ..generation_tinywave import stream_ids
 from ..pipeline_tinywave import TinyWavePipeline
 

@@ -24,7 +24,7 @@ from transformers import DynamicCache, set_seed
 from ..cli.loading import load_for_training, load_language_model
 from ..cli.train import make_dataset
 from ..configuration_tinywave import TinyWaveConfig
-from ..eval.results import write_json
+from ..data.storage import write_json
 from ..eval.statistics import bootstrap_mean_interval, bootstrap_sums, percentile_interval
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..quantization_tinywave import INT8

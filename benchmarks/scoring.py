@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..eval.results import write_json
+from ..data.storage import write_json
 from ..eval.sequence_formats import SpeechSequenceFormat
 from ..eval.suites import HALVES, Pair, evaluate_suite, read_suite
 from ..modeling_tinywave import TinyWaveForCausalLM

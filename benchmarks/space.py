@@ -22,7 +22,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from ..cli.shipped import AUDIO
-from ..eval.results import write_json
+from ..data.storage import write_json
 
 PROMPT = AUDIO / "librivox" / "sense_and_sensibility_01_0880.flac"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

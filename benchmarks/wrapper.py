@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationMixin
 
 from ..cli.shipped import TEACHER
-from ..eval.results import write_json
+from ..data.storage import write_json
 from ..generation_tinywave import stream_ids
 from ..modeling_tinywave import TinyWaveForCausalLM
 from .decode import count_in_config, load_engine, random_prompt, read_config

@@ -9,9 +9,9 @@ from pathlib import Path
 from transformers import set_seed
 
 from ..data.interleaving import read_documents, read_encoder
+from ..data.storage import write_json
 from ..eval.ablation import TEACHER as TEACHER_RUN
 from ..eval.ablation import ablation_to_markdown, build_ablation, score_run, write_page
-from ..eval.results import write_json
 from ..eval.suites import check_streams, read_suite
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..training.arguments import DistillationArguments

@@ -1,5 +1,6 @@
 """`tinywave correct nano/correction --teacher assets/teacher --units outputs/units --output-dir outputs/corrected`"""
 
+import sys
 from pathlib import Path
 
 from ..data.collators import CausalLanguageModelCollator
@@ -7,6 +8,7 @@ from ..processing_tinywave import TinyWaveProcessor
 from ..training.arguments import CorrectionArguments
 from ..training.checkpoints import last_checkpoint
 from ..training.model_card import write_correction_card
+from ..training.run_record import RunRecord
 from ..training.teacher_correction import correct_teacher
 from .loading import load_for_training
 from .recipe import read_recipe
@@ -27,8 +29,18 @@ def run(arguments) -> int:
     return 0
 
 
-def correct(recipe: dict, teacher: str | Path, units_folder: str | Path, output_dir: str | Path):
-    """Corrects a teacher on the training documents of `units_folder`, and returns it."""
+def correct(recipe: dict, teacher: str | Path, units_folder: str | Path, output_dir: str | Path) -> None:
+    """Correct a teacher on the training documents of `units_folder`, and save it in `output_dir`.
+
+    An interrupted run continues from its last checkpoint; a finished one is left as it is.
+
+    Raises:
+        ValueError: where `output_dir` belongs to a run of other settings or inputs.
+    """
+    run = RunRecord(output_dir, "correct", {"recipe": recipe}, {"teacher": teacher, "units": units_folder})
+    if run.is_finished:
+        print(run.describe(), file=sys.stderr)
+        return
     model, tokenizer = load_for_training(teacher, recipe.get("streams"))
     dataset = make_dataset(recipe, units_folder, "train", model.config, tokenizer)
     args = CorrectionArguments(
@@ -39,7 +51,7 @@ def correct(recipe: dict, teacher: str | Path, units_folder: str | Path, output_
     )
     collator = CausalLanguageModelCollator(model.config.pad_token_id)
     processor = TinyWaveProcessor.from_config(model.config, tokenizer)
-    corrected = correct_teacher(model, pack(dataset, recipe), collator, args, processor)
+    correct_teacher(model, pack(dataset, recipe), collator, args, processor)
     if args.should_save:
         write_correction_card(output_dir, teacher=teacher, args=args, num_examples=len(dataset))
-    return corrected
+        run.finish()

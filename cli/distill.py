@@ -1,5 +1,6 @@
 """`tinywave distill nano/distillation --teacher outputs/corrected --units outputs/units --output-dir outputs/out`"""
 
+import sys
 from pathlib import Path
 
 from torch.utils.data import DataLoader, Subset
@@ -14,6 +15,7 @@ from ..training.cached_teacher import CachedTeacher
 from ..training.checkpoints import last_checkpoint
 from ..training.layer_map import LayerMap
 from ..training.model_card import write_model_card
+from ..training.run_record import RunRecord
 from ..training.student_init import student_config, student_from_teacher
 from .loading import load_for_training
 from .recipe import read_recipe
@@ -63,12 +65,26 @@ def distill(
     *,
     init_from: str | Path | None = None,
     teacher_cache: str | Path | None = None,
-) -> DistillationTrainer:
-    """Prunes a teacher by the recipe's layer map, distils it on the training documents and saves the student.
+) -> None:
+    """Prune a teacher by the recipe's layer map, distil it on the training documents and save the student.
 
-    `overrides` replace fields of [`DistillationArguments`]. `init_from` is a student to go on with, `teacher_cache`
-    what is read in place of the running teacher. An interrupted run continues from its last checkpoint.
+    An interrupted run continues from its last checkpoint; a finished one is left as it is.
+
+    Args:
+        recipe: settings of the run.
+        teacher, units_folder, output_dir: folders.
+        overrides: fields of [`DistillationArguments`] that replace those of the recipe.
+        init_from (*optional*): folder of a student to start from, in place of the pruned teacher.
+        teacher_cache (*optional*): folder that is read in place of running the teacher.
+
+    Raises:
+        ValueError: where `output_dir` belongs to a run of other settings or inputs.
     """
+    inputs = {"teacher": teacher, "units": units_folder, "init_from": init_from, "teacher_cache": teacher_cache}
+    run = RunRecord(output_dir, "distill", {"recipe": recipe, "overrides": overrides}, inputs)
+    if run.is_finished:
+        print(run.describe(), file=sys.stderr)
+        return
     dtype = recipe.get("teacher", {}).get("dtype", "float32")
     model, tokenizer = load_for_training(teacher, recipe.get("streams"), dtype)
     layer_map = LayerMap.from_pairs(recipe["layer_map"])
@@ -105,7 +121,7 @@ def distill(
             num_examples=len(dataset),
             num_steps=trainer.state.global_step,
         )
-    return trainer
+        run.finish()
 
 
 def prune(teacher: TinyWaveForCausalLM, layer_map: LayerMap, recipe: dict, dataset, collator) -> TinyWaveForCausalLM:

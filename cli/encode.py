@@ -4,7 +4,7 @@ import json
 
 from ..codec_tinywave import SpeechCodec
 from ..data.audio_io import load_audio
-from ..eval.results import write_json
+from ..data.storage import write_json
 from ..tokenization_tinywave import SpeechStreams, ids_to_tokens, streams_to_ids
 from .loading import add_codec_arguments, open_codec
 

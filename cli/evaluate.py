@@ -5,12 +5,13 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from ..data.interleaving import read_documents, read_encoder
+from ..data.storage import write_json
 from ..engines.onnx_model import OnnxForCausalLM
 from ..eval.contrast import CONTRASTS
 from ..eval.evaluation_page import write_evaluation_page
 from ..eval.readers import LAYOUTS, read_audio_suite
 from ..eval.result_records import results_to_model_index, suite_to_results, write_hub_results, write_pairs
-from ..eval.results import STUDENT, TEACHER, write_json
+from ..eval.results import STUDENT, TEACHER
 from ..eval.runner import Evaluation, evaluate_models
 from ..eval.scoring import NORMALISATIONS, VOCABULARIES
 from ..eval.sequence_formats import STREAM_FIELDS

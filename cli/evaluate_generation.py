@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from ..data.audio_io import write_audio
 from ..data.corpus import MANIFEST
+from ..data.storage import write_json
 from ..eval.codec_measures import not_measured
 from ..eval.generative import (
     Continuation,
@@ -16,7 +17,6 @@ from ..eval.generative import (
 )
 from ..eval.prosody import read_styled_prompts
 from ..eval.recordings import read_corpus_recordings, read_recordings
-from ..eval.results import write_json
 from ..eval.results_table import format_accuracy, format_percent
 from ..eval.resynthesis import SpokenText, WhisperTranscriber
 from ..eval.sentiment_consistency import (

@@ -17,16 +17,18 @@ from ..data.audio_io import load_audio, write_audio
 from ..data.codec_loading import load_codec
 from ..data.corpus import SAMPLING_RATE, iterate_corpus, prepare_corpus, verify_splits
 from ..data.interleaving import read_documents
+from ..data.storage import write_json
 from ..data.text_items import text_items
 from ..data.unit_extraction import extract_units
 from ..eval.prosody import continue_prompts, measure_prosody, read_styled_prompts
 from ..eval.recordings import read_corpus_recordings, read_recordings
 from ..eval.report import write_report
-from ..eval.results import build_report, write_json
+from ..eval.results import build_report
 from ..eval.results_table import report_to_markdown
 from ..eval.resynthesis import WhisperTranscriber, evaluate_resynthesis
 from ..eval.runner import evaluate_models
 from ..pipeline_tinywave import TinyWavePipeline
+from ..training.run_record import RunRecord
 from .correct import correct
 from .distill import WITHOUT_TEACHER, distill
 from .loading import load_language_model
@@ -70,7 +72,7 @@ class Quickstart:
         self.recipe, self.folder, self.num_processes = recipe, folder, num_processes
         self.variant = recipe["variants"][variant]
         self.prosody = [name for name in ("pitch", "style") if name in self.variant["streams"]]
-        folder.mkdir(parents=True, exist_ok=True)
+        RunRecord(folder, "quickstart", {"recipe": recipe, "variant": variant}, {})
         self.seconds_file = folder / "seconds.json"
         self.seconds = json.loads(self.seconds_file.read_text()) if self.seconds_file.is_file() else {}
 
@@ -118,9 +120,8 @@ class Quickstart:
         extract_units(self.folder / "corpus", self.codec, self.folder / "units", self.num_processes)
 
     def correct_teacher(self) -> None:
-        if not self._is_trained("teacher"):
-            recipe = read_recipe(self.recipe["correction"]) | self.variant
-            correct(recipe, TEACHER, self.folder / "units", self.folder / "teacher")
+        recipe = read_recipe(self.recipe["correction"]) | self.variant
+        correct(recipe, TEACHER, self.folder / "units", self.folder / "teacher")
 
     def distill_student(self) -> None:
         self._distill("student", {})
@@ -129,12 +130,8 @@ class Quickstart:
         self._distill("no_distillation", WITHOUT_TEACHER)
 
     def _distill(self, name: str, overrides: dict) -> None:
-        if not self._is_trained(name):
-            recipe = read_recipe(self.recipe["distillation"]) | self.variant
-            distill(recipe, self.folder / "teacher", self.folder / "units", self.folder / name, overrides)
-
-    def _is_trained(self, name: str) -> bool:
-        return (self.folder / name / "model.safetensors").is_file()
+        recipe = read_recipe(self.recipe["distillation"]) | self.variant
+        distill(recipe, self.folder / "teacher", self.folder / "units", self.folder / name, overrides)
 
     def score(self) -> None:
         path = self.folder / "evaluation.json"

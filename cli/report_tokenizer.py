@@ -6,8 +6,8 @@ from transformers.utils import logging
 
 from ..codec_tinywave import SpeechCodec
 from ..data.codec_loading import load_codec
+from ..data.storage import atomic_file, write_json
 from ..eval.codec_material import read_corpus_utterances
-from ..eval.results import atomic_file, write_json
 from ..eval.resynthesis import WhisperTranscriber
 from ..eval.tokenizer_report import report_tokenizers, tokenizers_to_markdown
 from .shipped import CODEC, WHISPER_UNITS

@@ -1,5 +1,6 @@
 """`tinywave train nano/teacher --units outputs/units --output-dir outputs/teacher`"""
 
+import sys
 from pathlib import Path
 
 from torch.utils.data import Dataset
@@ -11,6 +12,7 @@ from ..data.packing import PackedDataset
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..tokenization_tinywave import build_tokenizer, text_part, train_text_tokenizer
 from ..training.pretraining import add_streams, train_language_model
+from ..training.run_record import RunRecord
 from .recipe import read_recipe
 
 TRAINING_SPLITS = ("train", "validation")
@@ -26,6 +28,12 @@ def add_arguments(parser):
 
 def run(arguments) -> int:
     recipe = read_recipe(arguments.recipe)
+    inputs = {"units": arguments.units, "init_from": arguments.init_from}
+    record = RunRecord(arguments.output_dir, "train", {"recipe": recipe}, inputs)
+    if record.is_finished:
+        print(record.describe(), file=sys.stderr)
+        print(arguments.output_dir)
+        return 0
     wanted = TinyWaveConfig.from_preset(recipe["preset"])
     if arguments.init_from:
         model = TinyWaveForCausalLM.from_pretrained(arguments.init_from, dtype="float32")
@@ -41,13 +49,15 @@ def run(arguments) -> int:
         texts = [" ".join(document.words) for document in documents]
         tokenizer = build_tokenizer(config, train_text_tokenizer(texts, config))
     datasets = {split: make_dataset(recipe, arguments.units, split, config, tokenizer) for split in TRAINING_SPLITS}
-    train_language_model(
+    trainer = train_language_model(
         model,
         pack(datasets["train"], recipe),
         TrainingArguments(output_dir=arguments.output_dir, seed=recipe["seed"], **recipe["training"]),
         tokenizer=tokenizer,
         eval_dataset=datasets["validation"],
     )
+    if trainer.args.should_save:
+        record.finish()
     print(arguments.output_dir)
     return 0
 

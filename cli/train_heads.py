@@ -1,9 +1,12 @@
 """`tinywave train-heads nano/parallel_heads --model outputs/out --units outputs/units --output-dir outputs/heads`"""
 
+import sys
+
 from transformers import set_seed
 
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..training.parallel_heads_training import ParallelHeadsArguments, train_parallel_heads
+from ..training.run_record import RunRecord
 from .loading import load_for_training
 from .recipe import read_recipe
 from .shipped import TEACHER
@@ -23,6 +26,12 @@ def run(arguments) -> int:
     recipe = read_recipe(arguments.recipe)
     if is_packed(recipe):
         raise ValueError("Found `packing: true`; a head would foretell the next document of a row. Leave it out.")
+    inputs = {"model": arguments.model, "teacher": arguments.teacher, "units": arguments.units}
+    record = RunRecord(arguments.output_dir, "train-heads", {"recipe": recipe}, inputs)
+    if record.is_finished:
+        print(record.describe(), file=sys.stderr)
+        print(arguments.output_dir)
+        return 0
     set_seed(recipe["seed"])
     model = TinyWaveForCausalLM.from_pretrained(
         arguments.model, dtype="float32", num_parallel_heads=recipe["num_parallel_heads"]
@@ -30,12 +39,14 @@ def run(arguments) -> int:
     # A teacher of more streams, such as the shipped one, teaches those of the student.
     streams = [name for name in model.config.stream_ranges() if name != "text"]
     teacher, tokenizer = load_for_training(arguments.teacher, streams)
-    train_parallel_heads(
+    trainer = train_parallel_heads(
         model,
         teacher,
         make_dataset(recipe, arguments.units, "train", model.config, tokenizer),
         ParallelHeadsArguments(output_dir=arguments.output_dir, seed=recipe["seed"], **recipe["training"]),
         tokenizer=tokenizer,
     )
+    if trainer.args.should_save:
+        record.finish()
     print(arguments.output_dir)
     return 0

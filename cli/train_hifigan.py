@@ -1,11 +1,13 @@
 """`tinywave train-hifigan nano/hifigan --corpus outputs/corpus --units outputs/units --output-dir outputs/hifigan`"""
 
+import sys
 from pathlib import Path
 
 from ..configuration_tinywave import HifiGanConfig
 from ..data.hifigan_segments import read_voices
 from ..training.checkpoints import last_checkpoint, save_in_bfloat16
 from ..training.hifigan_training import HifiGanTrainingArguments, train_hifigan
+from ..training.run_record import RunRecord
 from .recipe import read_recipe
 
 
@@ -20,6 +22,12 @@ def run(arguments) -> int:
     """Train on every voice of the corpus, save the vocoder for use (no weight norm, bfloat16) and print its folder."""
     recipe = read_recipe(arguments.recipe)
     output = Path(arguments.output_dir)
+    inputs = {"corpus": arguments.corpus, "units": arguments.units}
+    record = RunRecord(output, "train-hifigan", {"recipe": recipe}, inputs)
+    if record.is_finished:
+        print(record.describe(), file=sys.stderr)
+        print(output)
+        return 0
     voices = read_voices(arguments.units)
     vocoder = train_hifigan(
         arguments.corpus,
@@ -29,5 +37,6 @@ def run(arguments) -> int:
         resume_from_checkpoint=last_checkpoint(output),
     )
     save_in_bfloat16(vocoder, output)
+    record.finish()
     print(output)
     return 0

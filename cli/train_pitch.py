@@ -1,11 +1,13 @@
 """`tinywave train-pitch nano/pitch --corpus outputs/corpus --output-dir outputs/pitch_encoder`"""
 
+import sys
 from pathlib import Path
 
 from ..configuration_tinywave import PitchEncoderConfig
 from ..data.f0_extraction import load_f0, prepare_f0
 from ..training.checkpoints import last_checkpoint, save_in_bfloat16
 from ..training.pitch_training import PitchTrainingArguments, f0_correlation, train_pitch
+from ..training.run_record import RunRecord
 from .recipe import read_recipe
 
 
@@ -18,6 +20,12 @@ def add_arguments(parser):
 def run(arguments) -> int:
     recipe = read_recipe(arguments.recipe)
     output = Path(arguments.output_dir)
+    inputs = {"corpus": arguments.corpus}
+    record = RunRecord(output, "train-pitch", {"recipe": recipe}, inputs)
+    if record.is_finished:
+        print(record.describe(), file=sys.stderr)
+        print(output)
+        return 0
     config = PitchEncoderConfig(**recipe["model"])
     prepare_f0(arguments.corpus, output / "f0", config.f0_extractor, recipe["hours"], recipe["seed"])
     pitch_encoder = train_pitch(
@@ -27,6 +35,7 @@ def run(arguments) -> int:
         resume_from_checkpoint=last_checkpoint(output),
     )
     save_in_bfloat16(pitch_encoder, output)
+    record.finish()
     correlation = f0_correlation(pitch_encoder, load_f0(output / "f0", "validation"))
     print(f"F0 of unheard text against what its codes decode to: correlation {correlation:.3f}")
     print(output)

@@ -1,5 +1,6 @@
 """`tinywave train-speech-encoder nano/speech_encoder --corpus C --units U --teacher T --output-dir D`"""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -11,6 +12,7 @@ from ..data.codec_loading import load_speech_encoder
 from ..data.unit_extraction import UnitUtterance, load_unit_utterances
 from ..speech_encoder_tinywave import SpeechEncoder
 from ..training.checkpoints import save_in_bfloat16
+from ..training.run_record import RunRecord
 from ..training.speech_encoder_pruning import prune_speech_encoder
 from ..training.speech_encoder_training import (
     SpeechEncoderTrainingArguments,
@@ -34,6 +36,17 @@ def run(arguments) -> int:
     if recipe.get("weight_bits", 8) != 8:
         raise ValueError(f"Found weight_bits={recipe['weight_bits']}; expected 8, or none for weights in bfloat16.")
     output = Path(arguments.output_dir)
+    inputs = {
+        "corpus": arguments.corpus,
+        "units": arguments.units,
+        "teacher": arguments.teacher,
+        "init_from": arguments.init_from,
+    }
+    record = RunRecord(output, "train-speech-encoder", {"recipe": recipe}, inputs)
+    if record.is_finished:
+        print(record.describe(), file=sys.stderr)
+        print(output)
+        return 0
     utterances = load_unit_utterances(arguments.corpus, arguments.units, split="train")
     teacher = load_speech_encoder(arguments.teacher) if arguments.teacher else None
     encoder = train_speech_encoder(
@@ -45,6 +58,7 @@ def run(arguments) -> int:
     if "weight_bits" in recipe:
         encoder.round_weights()
     save_in_bfloat16(encoder, output)
+    record.finish()
     print(output)
     return 0
 

@@ -1,9 +1,11 @@
 """`tinywave train-style nano/style --corpus outputs/corpus --output-dir outputs/style_encoder`"""
 
+import sys
 from pathlib import Path
 
 from ..configuration_tinywave import StyleEncoderConfig
 from ..training.checkpoints import last_checkpoint, save_in_bfloat16
+from ..training.run_record import RunRecord
 from ..training.style_training import StyleTrainingArguments, load_style_examples, style_accuracy, train_style
 from .recipe import read_recipe
 
@@ -17,6 +19,12 @@ def add_arguments(parser):
 def run(arguments) -> int:
     recipe = read_recipe(arguments.recipe)
     output = Path(arguments.output_dir)
+    inputs = {"corpus": arguments.corpus}
+    record = RunRecord(output, "train-style", {"recipe": recipe}, inputs)
+    if record.is_finished:
+        print(record.describe(), file=sys.stderr)
+        print(output)
+        return 0
     config = StyleEncoderConfig(**recipe["model"])
     hours, seed = recipe["hours_per_style"], recipe["seed"]
     style_encoder = train_style(
@@ -26,6 +34,7 @@ def run(arguments) -> int:
         resume_from_checkpoint=last_checkpoint(output),
     )
     save_in_bfloat16(style_encoder, output)
+    record.finish()
     held_out = load_style_examples(arguments.corpus, config.style_names, "validation", hours, seed)
     accuracy = style_accuracy(style_encoder, held_out)
     print(f"unheard text: {accuracy['window']:.3f} of windows right, {accuracy['utterance']:.3f} of utterances")

@@ -1,5 +1,6 @@
 """`tinywave train-vocoder nano/vocoder --codec outputs/codec --output-dir outputs/codec/vocoder`"""
 
+import sys
 from pathlib import Path
 
 from ..configuration_tinywave import VocoderConfig
@@ -12,6 +13,7 @@ from ..data.vocoder_features import (
     sample_vocoder_texts,
 )
 from ..training.checkpoints import last_checkpoint, save_in_bfloat16
+from ..training.run_record import RunRecord
 from ..training.vocoder_training import VocoderTrainingArguments, train_vocoder
 from .loading import add_codec_arguments, open_codec
 from .recipe import read_recipe
@@ -26,6 +28,12 @@ def add_arguments(parser):
 def run(arguments) -> int:
     recipe = read_recipe(arguments.recipe)
     output = Path(arguments.output_dir)
+    inputs = {"codec": _encoder_folders(arguments, recipe["streams"])}
+    record = RunRecord(output, "train-vocoder", {"recipe": recipe}, inputs)
+    if record.is_finished:
+        print(record.describe(), file=sys.stderr)
+        print(output)
+        return 0
     texts = sample_vocoder_texts(recipe["num_story_sentences"], recipe["seed"])
     share = recipe["kokoro_share"]
     items = sample_vocoder_items(texts, TRAIN_VOICES, share, recipe["seed"])
@@ -49,5 +57,13 @@ def run(arguments) -> int:
         style_names=style_names,
     )
     save_in_bfloat16(vocoder, output)
+    record.finish()
     print(output)
     return 0
+
+
+def _encoder_folders(arguments, streams: list[str]) -> list[Path]:
+    """The folders of the encoders whose streams the vocoder reads."""
+    codec = Path(arguments.codec)
+    prosody = [codec / f"{name}_encoder" for name in streams if name in ("pitch", "style")]
+    return [Path(arguments.speech_encoder or codec / "speech_encoder"), *prosody]

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
 from .. import __version__
-from ..eval.results import atomic_file, write_json
+from ..data.storage import atomic_file, write_json
 from .checkpoint_files import Checkpoint
 from .key_report import KeyMap, KeyReport, TensorSpec, match_keys
 from .licences import LICENCE_FILES, Licence, stated_licence

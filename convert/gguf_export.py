@@ -15,7 +15,7 @@ import torch
 from gguf import GGMLQuantizationType, quants
 from tqdm.auto import tqdm
 
-from ..eval.results import atomic_file
+from ..data.storage import atomic_file
 from ..modeling_tinywave import TinyWaveForCausalLM
 
 WEIGHT_TYPES = {

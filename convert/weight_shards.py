@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..eval.results import atomic_file, write_json
+from ..data.storage import atomic_file, write_json
 from .key_report import TensorSpec
 
 MAX_SHARD_BYTES = 4_000_000_000

@@ -11,6 +11,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from .storage import atomic_file
+
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 """Files that are taken for recordings where a folder of them is read."""
 
@@ -96,12 +98,8 @@ def write_audio(path: str | os.PathLike, waveform: np.ndarray, sampling_rate: in
     audio_format = path.suffix[1:].upper()
     if audio_format not in ("WAV", "FLAC"):
         raise AudioError(f"cannot write audio to {path}: its suffix is {path.suffix!r}; expected .wav or .flac")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with atomic_file(path) as partial:
         soundfile.write(partial, _checked_for_writing(waveform), sampling_rate, format=audio_format, subtype="PCM_16")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _checked_for_writing(waveform: np.ndarray) -> np.ndarray:

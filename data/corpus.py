@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -32,6 +31,7 @@ from . import hibari_voice
 from .audio_io import waveform_to_flac_bytes
 from .kokoro_voice import MIX, TEST_VOICES, TRAIN_VOICES, KokoroVoice
 from .pronunciation import TimedLabel, hibari_assets
+from .storage import atomic_file
 from .worker_processes import follow_parent
 
 SAMPLING_RATE = 16_000
@@ -353,7 +353,7 @@ def _open_manifest(folder: Path, items: Sequence[CorpusItem], rows: list[int], s
                 "choose another folder, or delete it to make this corpus in its place."
             )
         return
-    with _atomic_file(folder / MANIFEST) as path:
+    with _written_file(folder / MANIFEST) as path:
         path.write_text(json.dumps(manifest), encoding="utf-8")
 
 
@@ -379,23 +379,19 @@ def _is_valid_shard(path: Path, num_rows: int) -> bool:
 
 
 def _write_shard(rows: list[dict], path: Path) -> None:
-    with _atomic_file(path) as temporary:
+    with _written_file(path) as temporary:
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
         options = {"compression": "zstd", "row_group_size": _ROWS_PER_GROUP, "write_page_checksum": True}
         pq.write_table(table, temporary, **options)
 
 
 @contextlib.contextmanager
-def _atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path that replaces `path` on success and is removed on any failure."""
-    temporary = path.with_name(f".{path.name}.partial")
+def _written_file(path: Path) -> Iterator[Path]:
+    """Yield the temporary path of a file of the corpus; a full disk is a `CorpusError`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
+        with atomic_file(path) as temporary:
+            yield temporary
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise CorpusError(f"The disk is full at {path.parent}; free some space, run again to resume.") from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from .audio_io import load_audio
 from .corpus import iterate_corpus
 from .fcpe_pitch import HOP_LENGTH as FCPE_HOP_LENGTH
 from .fcpe_pitch import load_fcpe, log_mel_spectrogram
+from .storage import atomic_file
 
 MAX_CHUNK_SECONDS = 100.0
 
@@ -215,9 +216,5 @@ def _found_key(path: Path) -> str | None:
 
 def _write_shard(path: Path, contours: Sequence[F0Contour], key: str) -> None:
     columns = {name: [getattr(item, name) for item in contours] for name in F0Contour.__dataclass_fields__}
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        pq.write_table(pa.table(columns).replace_schema_metadata({"key": key}), temporary, compression="zstd")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as partial:
+        pq.write_table(pa.table(columns).replace_schema_metadata({"key": key}), partial, compression="zstd")

@@ -28,6 +28,7 @@ from ..speech_encoder_tinywave import SpeechEncoder
 from ..speech_quantizers_tinywave import CentroidQuantizer
 from .audio_io import load_audio
 from .codec_loading import load_codec, save_encoders
+from .storage import atomic_file
 from .worker_processes import follow_parent
 
 _ROWS_PER_READ = 16
@@ -278,16 +279,13 @@ def _extract_shard(
 
 
 def _write_table(table: pa.Table, output: Path) -> None:
-    temporary = output.with_name(f".{output.name}.partial")
     try:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-        os.replace(temporary, output)
+        with atomic_file(output) as partial:
+            pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
     except OSError as error:
         raise OSError(
             error.errno, f"cannot write {output} ({error}); make room on the disk and run again, finished shards stay"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _shards(folder: str | os.PathLike) -> list[Path]:

@@ -28,7 +28,7 @@ from tinywave.benchmarks.tables import RESULTS
 from tinywave.cli.recipe import read_recipe
 from tinywave.cli.shipped import AUDIO, CODEC, SUITES, TEACHER
 from tinywave.data.interleaving import AlignedDocument, interleave
-from tinywave.eval.results import atomic_file
+from tinywave.data.storage import atomic_file
 from tinywave.eval.sequence_formats import SpeechSequenceFormat
 from tinywave.eval.suites import read_suite
 from tinywave.tokenization_tinywave import deduplicate, ids_to_tokens, streams_to_ids

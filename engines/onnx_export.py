@@ -6,9 +6,7 @@ linear layers read packed weights. Names of inputs and outputs are those of ONNX
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..configuration_tinywave import TinyWaveConfig
+from ..data.storage import atomic_folder
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
 from .onnx_model import DATA_FILE, FORMAT_VERSION, MODEL_FILE, RECORD_FILE
@@ -75,7 +74,7 @@ def export_onnx(
         raise ValueError(f"unknown weights {weights!r}; expected one of {', '.join(WEIGHTS)}")
     name, kind = (weights, WEIGHTS[weights]) if isinstance(weights, str) else (f"int{weights.bits}", weights)
     _check_model(model)
-    with _replaced_folder(Path(folder).resolve()) as partial:
+    with atomic_folder(_checked_folder(folder)) as partial:
         with open(partial / DATA_FILE, "wb") as data:
             graph = _Graph(data, kind, accuracy_level)
             _add_model(graph, model)
@@ -113,21 +112,12 @@ def _count_parameters(model: TinyWaveForCausalLM) -> int:
     return head + sum(parameter.numel() for parameter in model.model.parameters())
 
 
-@contextmanager
-def _replaced_folder(folder: Path) -> Iterator[Path]:
-    """Yields a folder that takes the place of `folder` on success and is removed on any failure."""
+def _checked_folder(folder: str | os.PathLike) -> Path:
+    """Return the absolute path of a folder that an export may replace."""
+    folder = Path(folder).resolve()
     if folder.exists() and not (folder / RECORD_FILE).is_file() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds something else than an export; choose a folder of its own")
-    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{state}") for state in ("partial", "old"))
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-    finally:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        raise ValueError(f"{folder} contains files that are no export; choose an empty or new folder")
+    return folder
 
 
 def _write_json(record: dict, path: Path) -> None:

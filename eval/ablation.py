@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from ..data.storage import write_json
 from ..tokenization_tinywave import SpeechStreams
-from .results import write_json
 from .results_table import check_markers, format_accuracy, suite_to_label, write_between_markers
 from .scoring import score_perplexity
 from .sequence_formats import SpeechSequenceFormat

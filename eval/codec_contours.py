@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..codec_tinywave import SpeechCodec
+from ..data.storage import atomic_file
 from ..f0_tinywave import F0_RATE, F0Extractor
 from .codec_material import HeldOutUtterance
 from .codec_resynthesis import BASE, EXPRESSIVE, ORIGINAL, WITHOUT_PITCH, speak_variant, spoken_variants
-from .results import atomic_file
 
 SHOWN_SECONDS = 6.0
 MAX_CANDIDATES = 12

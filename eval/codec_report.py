@@ -19,6 +19,7 @@ import numpy as np
 
 from ..codec_tinywave import SpeechCodec
 from ..data.f0_extraction import load_f0_extractor
+from ..data.storage import write_json
 from ..speech_encoder_tinywave import SpeechEncoder
 from .codec_checks import (
     REFERENCE_SAMPLES,
@@ -38,7 +39,6 @@ from .codec_resynthesis import (
     summarize_resynthesis,
 )
 from .codec_units import measure_units, measure_voice_distance
-from .results import write_json
 from .resynthesis import WhisperTranscriber
 from .speech_quality import DistillMos, load_distill_mos
 from .statistics import NUM_RESAMPLES

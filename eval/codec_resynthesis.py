@@ -15,6 +15,7 @@ import soxr
 from tqdm import tqdm
 
 from ..codec_tinywave import SpeechCodec
+from ..data.storage import write_json
 from ..f0_tinywave import F0Extractor
 from ..pitch_encoder_tinywave import contour_to_features
 from ..tokenization_tinywave import SpeechStreams
@@ -28,7 +29,6 @@ from .codec_measures import (
     relative_f0_moments,
     style_accuracies,
 )
-from .results import write_json
 from .resynthesis import ENCODER_SAMPLING_RATE, word_error_rate
 
 ORIGINAL, BASE, WITHOUT_PITCH, EXPRESSIVE = "original", "base", "without_pitch", "expressive"

@@ -4,10 +4,10 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..data.storage import atomic_file, write_json
 from .codec_measures import is_measured
 from .codec_resynthesis import BASE, EXPRESSIVE, ORIGINAL, WITHOUT_PITCH
 from .codec_units import OWN, TEACHER
-from .results import atomic_file, write_json
 from .results_table import check_markers, format_count, format_percent, suite_to_label, write_between_markers
 
 NOT_MEASURED = "not measured"

@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..data.audio_io import waveform_to_flac_bytes
-from .results import atomic_file
+from ..data.storage import atomic_file
 
 
 def write_page(template: str, values: dict, path: str | os.PathLike) -> Path:

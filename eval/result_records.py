@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
+from ..data.storage import atomic_file
 from .aggregation import AGGREGATIONS, accuracy_by_part, rows_to_accuracy
-from .results import atomic_file
 from .statistics import retention
 from .suites import SuiteResult
 

@@ -1,37 +1,9 @@
 """The machine-readable end state of a run: what `report.json` holds, and how it is written."""
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 TEACHER, STUDENT = "teacher", "student"
-
-
-@contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path that replaces `path` on success and is removed on any failure."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(record: Mapping | Sequence, path: str | os.PathLike) -> Path:
-    """Writes JSON so that `path` is complete or what it was before.
-
-    Raises:
-        ValueError: NaN or infinity in the record; JSON has neither.
-    """
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with atomic_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-    return Path(path)
 
 
 def build_report(

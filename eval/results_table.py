@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .results import atomic_file
+from ..data.storage import atomic_file
 
 MODELS = {"teacher": "teacher", "student": "student", "no_distillation": "no distillation"}
 REQUIRED_KEYS = ("teacher", "student", "suites", "perplexity", "retention")

@@ -19,9 +19,9 @@ from ..data.audio_io import load_audio, write_audio
 from ..data.corpus import SAMPLING_RATE, TextItem, iterate_corpus, prepare_corpus, sentence_key
 from ..data.hibari_voice import VOICE
 from ..data.kokoro_voice import TEST_VOICES, VOICES_PACKAGE
+from ..data.storage import atomic_file, write_json
 from .release_plan import ReleaseItem, ReleasePlan, Speech
 from .release_suites import SUITES
-from .results import atomic_file, write_json
 from .suites import SuiteError
 
 RECORD = "suite.json"

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import nn
 
+from ..data.storage import atomic_file
 from ..tokenization_tinywave import SpeechStreams
 from .contrast import CONTRASTS, LOCAL_WINDOW, score_contrasts
-from .results import atomic_file
 from .scoring import NORMALISATIONS, SequenceScore, pair_credit, score_sequences, speech_to_sequences
 from .sequence_formats import STREAM_FIELDS, SequenceFormat, SpeechSequenceFormat
 from .statistics import NUM_RESAMPLES, bootstrap_mean_interval, standard_error

@@ -15,8 +15,8 @@ from huggingface_hub.utils import filter_repo_objects
 
 from ..codec_tinywave import SpeechCodec
 from ..data.audio_io import write_audio
+from ..data.storage import partial_path, replace_folder, write_json
 from ..eval.result_records import write_hub_results
-from ..eval.results import write_json
 from ..pipeline_tinywave import TinyWavePipeline
 from ..training.model_card import CARD
 from ..vocoder_tinywave import Vocoder
@@ -101,16 +101,16 @@ def build_repository(source: Source, repo_id: str, folder: str | os.PathLike) ->
     """
     folder = Path(folder)
     stamp = _read_stamp(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = partial_path(folder)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _assemble(source, repo_id, partial)
         hashes = _hashes(partial)
         is_same, is_card_edited = _compare(stamp, hashes, folder)
         if not is_same:
-            _replace(partial, folder)
             stamp = {"files": hashes, "checked_with": None}
-            write_json(stamp, folder / STAMP)
+            write_json(stamp, partial / STAMP)
+            replace_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     checks = []
@@ -223,16 +223,6 @@ def _hashes(folder: Path) -> dict[str, str]:
         with open(folder / path, "rb") as file:
             hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
-
-
-def _replace(new: Path, folder: Path) -> None:
-    """Put a folder in the place of another."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _versions() -> dict[str, str]:

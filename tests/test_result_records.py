@@ -7,6 +7,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCardData
 
+from tinywave.data.storage import write_json
 from tinywave.eval.result_records import (
     PAIRS_SCHEMA,
     results_to_model_index,
@@ -14,7 +15,6 @@ from tinywave.eval.result_records import (
     write_hub_results,
     write_pairs,
 )
-from tinywave.eval.results import write_json
 from tinywave.eval.statistics import bootstrap_mean_interval
 from tinywave.eval.suites import SuiteResult
 

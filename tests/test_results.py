@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM
 
 from tinywave.configuration_tinywave import TinyWaveConfig
 from tinywave.data.interleaving import AlignedDocument
-from tinywave.eval.results import build_report, write_json
+from tinywave.data.storage import write_json
+from tinywave.eval.results import build_report
 from tinywave.eval.results_table import report_to_markdown
 from tinywave.eval.runner import evaluate_models
 from tinywave.eval.suites import Pair

@@ -6,6 +6,8 @@ import os
 
 from transformers import TrainerCallback
 
+from ..data.storage import atomic_file
+
 LOSS_CURVE_FILE = "loss_curve.png"
 
 
@@ -55,4 +57,5 @@ class LossCurveCallback(TrainerCallback):
         axes.set(xlabel="step", ylabel="nats or distance per token", yscale="log")
         if names:
             axes.legend(frameon=False, fontsize=8)
-        figure.savefig(os.path.join(args.output_dir, LOSS_CURVE_FILE), dpi=150)
+        with atomic_file(os.path.join(args.output_dir, LOSS_CURVE_FILE)) as partial:
+            figure.savefig(partial, dpi=150, format="png")

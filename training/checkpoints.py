@@ -1,5 +1,9 @@
-"""Where an interrupted training run continues, and how a finished model is shipped."""
+"""Checkpoints of training runs: which of them are complete, and how a finished model is saved."""
 
+import json
+import os
+import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,12 +11,58 @@ from pathlib import Path
 import torch
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import sort_checkpoints
+
+from ..data.storage import replace_folder, write_json
+
+CHECKPOINT_MARKER = "checkpoint_complete.json"
+_PARTIAL = ".checkpoint-{}.partial"
 
 
-def last_checkpoint(output_dir: Path) -> str | None:
-    """Newest checkpoint of a run, or None where it has none yet."""
-    return get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """Return the newest complete checkpoint of a run, or None where it has none.
+
+    A checkpoint counts when it holds its marker, which is written last, and every file in the size that the marker
+    records. An incomplete one, as a full disk or an interrupted copy leaves it, is skipped with a warning.
+    """
+    for checkpoint in reversed(sort_checkpoints(str(output_dir))):
+        if is_complete(checkpoint):
+            return checkpoint
+        warnings.warn(f"{checkpoint} is not a complete checkpoint and is ignored", stacklevel=2)
+    return None
+
+
+def is_complete(checkpoint: str | os.PathLike) -> bool:
+    """Return whether a checkpoint has its marker and every file that the marker names, in the recorded size."""
+    try:
+        sizes = json.loads((Path(checkpoint) / CHECKPOINT_MARKER).read_text(encoding="utf-8"))["files"]
+        return all((Path(checkpoint) / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def file_sizes(folder: str | os.PathLike) -> dict[str, int]:
+    """Return the size in bytes of every file below a folder, by its relative path."""
+    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def partial_checkpoints(output_dir: str | os.PathLike, writer: int | str) -> Path:
+    """Return the hidden folder in which the process `writer` assembles checkpoints of a run."""
+    return Path(output_dir) / _PARTIAL.format(writer)
+
+
+def complete_checkpoint(partial: Path, checkpoint: Path) -> None:
+    """Write the marker of an assembled checkpoint and move it to its final name."""
+    write_json({"files": file_sizes(partial)}, partial / CHECKPOINT_MARKER)
+    replace_folder(partial, checkpoint)
+    shutil.rmtree(partial.parent, ignore_errors=True)
+
+
+def remove_partial_checkpoints(output_dir: str | os.PathLike) -> None:
+    """Remove checkpoints that a killed process was writing."""
+    for leftover in Path(output_dir).glob(_PARTIAL.format("*")):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def save_in_bfloat16(model: PreTrainedModel, folder: str | Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.audio_utils import mel_filter_bank
 
 from ..configuration_tinywave import HifiGanConfig
@@ -26,6 +26,7 @@ from .hifigan_discriminators import (
     discriminator_loss,
     feature_matching_loss,
 )
+from .resumable_trainer import ResumableTrainer
 
 MEL_WINDOW = 1024
 MEL_HOP = 256
@@ -141,7 +142,7 @@ def duration_loss(log_durations: torch.Tensor, durations: torch.Tensor) -> torch
     return (error.square() * real).sum() / real.sum()
 
 
-class HifiGanTrainer(Trainer):
+class HifiGanTrainer(ResumableTrainer):
     """`Trainer` of a [`HifiGanAdversary`]; logs every term."""
 
     def __init__(self, *args, **kwargs):

@@ -1,13 +1,12 @@
-"""The `Trainer` of language models: what all of their trainings need, in one process or in many."""
-
-from transformers import Trainer
+"""The base of the trainers of language models, in one process or in many."""
 
 from .callbacks import EpochCallback
 from .checkpoints import own_class
+from .resumable_trainer import ResumableTrainer
 
 
-class LanguageModelTrainer(Trainer):
-    """A `Trainer` that tells its data which epoch begins, and saves a model with its own code.
+class LanguageModelTrainer(ResumableTrainer):
+    """A [`ResumableTrainer`] that announces each epoch to its data, and saves a model with its own code.
 
     Under several processes transformers does neither: data that is drawn anew for every epoch would stay that of the
     first, and a model that is shared out by FSDP2 would be saved with torch's code in place of its own.

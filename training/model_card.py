@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..data.storage import atomic_file
 from .arguments import CorrectionArguments, DistillationArguments
 from .layer_map import LayerMap
 
@@ -79,9 +80,7 @@ def write_correction_card(
 {", ".join(args.lora_target_modules)}, {num_examples:,} documents, learning rate {args.learning_rate:g},
 seed {args.seed}; merged into the weights, so that it loads as it did before.
 """
-    path = Path(folder) / CARD
-    path.write_text(content, encoding="utf-8")
-    return path
+    return _write_card(content, folder)
 
 
 def write_model_card(
@@ -131,6 +130,11 @@ supervised tokens:
 It knows the kind of speech that it was trained on and little else, and says things that are not true. Its scores are
 those that `tinywave evaluate` gives; none is quoted here that was not measured.
 """
+    return _write_card(content, folder)
+
+
+def _write_card(content: str, folder: str | os.PathLike) -> Path:
     path = Path(folder) / CARD
-    path.write_text(content, encoding="utf-8")
+    with atomic_file(path) as partial:
+        partial.write_text(content, encoding="utf-8")
     return path

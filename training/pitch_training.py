@@ -13,11 +13,12 @@ import torch
 from accelerate.utils import broadcast
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from ..configuration_tinywave import PitchEncoderConfig
 from ..data.f0_extraction import F0Contour, load_f0
 from ..pitch_encoder_tinywave import CodeQuantizer, PitchEncoder, PitchEncoderOutput, contour_to_features
+from .resumable_trainer import ResumableTrainer
 
 
 @dataclass
@@ -126,7 +127,7 @@ def _random_rows(latents: torch.Tensor, count: int) -> torch.Tensor:
     return latents.repeat(repeats, 1)[torch.randperm(repeats * len(latents), device=latents.device)[:count]]
 
 
-class PitchTrainer(Trainer):
+class PitchTrainer(ResumableTrainer):
     """`Trainer` with the loss and the codebook of the pitch encoder; logs every term and the codes in use."""
 
     def __init__(self, *args, **kwargs):

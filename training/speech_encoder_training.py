@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.utils import ModelOutput
 
 from ..configuration_tinywave import SpeechEncoderConfig
@@ -25,6 +25,7 @@ from ..speech_encoder_tinywave import SpeechEncoder
 from ..speech_quantizers_tinywave import CentroidQuantizer
 from .checkpoints import last_checkpoint
 from .filter_bank import initialize_filter_bank
+from .resumable_trainer import ResumableTrainer
 
 IGNORED = -100
 MASKED_SPAN = 5
@@ -296,7 +297,7 @@ def _kept_frames(num_frames: int, mask_share: float) -> torch.Tensor:
     return 1 - F.max_pool1d(begins, MASKED_SPAN, stride=1).T
 
 
-class SpeechEncoderTrainer(Trainer):
+class SpeechEncoderTrainer(ResumableTrainer):
     """`Trainer` that asks the teacher for its features where they count, and logs every loss term and the accuracy."""
 
     def __init__(self, *args, teacher: SpeechEncoder | None = None, **kwargs):

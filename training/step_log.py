@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .checkpoints import last_checkpoint
+from .resumable_trainer import describe_recovery
 from .throughput import Stopwatch, num_input_tokens
 
 _NUM_TOKENS_SHOWN = 16
@@ -108,12 +107,10 @@ def describe_non_finite_step(
         output_dir (`str`): folder of the run's checkpoints.
     """
     names = [f"{name} ({value})" for name, value in terms.items() if not math.isfinite(value)]
-    checkpoint = last_checkpoint(Path(output_dir))
     return (
         f"Step {step}: {' and '.join(names)} is not finite in {_find_example(inputs, sums_of)} of micro-batch "
-        f"{micro_batch}. The optimizer has not stepped, so the weights are still those of step {step - 1}; "
-        + (f"the last checkpoint is {checkpoint}." if checkpoint else "no checkpoint has been written yet.")
-        + " Look at that example, lower the learning rate, or raise the precision, and resume."
+        f"{micro_batch}. {describe_recovery(step - 1, output_dir)} Check that example, lower the learning rate, or "
+        "raise the precision, and resume."
     )
 
 

@@ -10,13 +10,14 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from ..configuration_tinywave import StyleEncoderConfig
 from ..data.audio_io import load_audio
 from ..data.corpus import iterate_corpus
 from ..style_encoder_tinywave import StyleEncoder, StyleEncoderOutput
 from .filter_bank import initialize_filter_bank
+from .resumable_trainer import ResumableTrainer
 
 
 @dataclass
@@ -125,7 +126,7 @@ def style_loss(output: StyleEncoderOutput, labels: torch.Tensor) -> torch.Tensor
     return F.cross_entropy(output.logits[real].float(), labels[:, None].expand_as(real)[real])
 
 
-class StyleTrainer(Trainer):
+class StyleTrainer(ResumableTrainer):
     """`Trainer` with the loss of the style encoder."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -29,6 +29,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..data.storage import write_bytes, write_json
 from .attention_tap import ActivationTap
 from .decoder_pass import run_decoder
 from .losses import at_least_float32
@@ -207,8 +208,8 @@ class TeacherCacheWriter:
                 shard is lost when the run is interrupted.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_atomically(self.folder / "config.json", self.model.config.to_json_string(use_diff=False).encode())
-        _write_atomically(self.folder / SETTINGS_FILE, json.dumps(self.description, indent=2).encode())
+        write_bytes(self.folder / "config.json", self.model.config.to_json_string(use_diff=False).encode())
+        write_json(self.description, self.folder / SETTINGS_FILE)
         shard, batch, size = [], [], 0
         per_row = self.settings.bytes_per_row(self.model.config, self.model.dtype)
         for example in self.missing(examples):
@@ -283,7 +284,7 @@ class TeacherCacheWriter:
         # Counted on from the last name, not by number: a damaged shard may have been taken away in between.
         number = int(self._shards[-1].stem.split("-")[1]) + 1 if self._shards else 0
         path = self.folder / f"shard-{number:05d}.safetensors"
-        _write_atomically(path, safetensors.torch.save(tensors))
+        write_bytes(path, safetensors.torch.save(tensors))
         self._shards.append(path)
         self.finished.update(key for key, _ in examples)
 
@@ -328,9 +329,3 @@ def read_index(path: Path) -> Iterator[tuple[bytes, int, int]]:
     starts = shard.get_tensor("row_starts").tolist()
     for key, start, stop in zip(shard.get_tensor("keys").numpy(), starts, starts[1:], strict=False):
         yield key.tobytes(), start, stop
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

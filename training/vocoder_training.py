@@ -10,13 +10,14 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from ..configuration_tinywave import VocoderConfig
 from ..data.vocoder_features import VocoderExample, load_vocoder_features
 from ..tokenization_tinywave import deduplicate
 from ..vocoder_inputs_tinywave import codes_at_frames, length_mask
 from ..vocoder_tinywave import SUBFRAMES, Vocoder, VocoderOutput
+from .resumable_trainer import ResumableTrainer
 
 MIN_STD = 1e-4
 
@@ -167,7 +168,7 @@ def duration_loss(log_durations: torch.Tensor, durations: torch.Tensor, lengths:
     return error.sum() / mask.sum()
 
 
-class VocoderTrainer(Trainer):
+class VocoderTrainer(ResumableTrainer):
     """`Trainer` with the loss of the vocoder; logs every term."""
 
     def __init__(self, *args, **kwargs):

@@ -1,0 +1,112 @@
+"""Atomic writing: a file or folder under its final name is always complete.
+
+Everything that is written by this package and read again, by itself or by a user, goes through these functions.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+# File systems allow 255 bytes for a name, and a character takes up to four.
+_NAME_CHARACTERS = 50
+_WHOLE_FILE_BYTES = 16 * 2**20
+_BLOCK_BYTES = 2**20
+_NUM_BLOCKS = 16
+
+
+def partial_path(path: str | os.PathLike) -> Path:
+    """Return the hidden name beside `path` under which this process writes it."""
+    path = Path(path)
+    return path.with_name(f".{path.name[:_NAME_CHARACTERS]}.{os.getpid()}.partial")
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path that replaces `path` on success and is removed on failure.
+
+    Missing parent folders are created. The temporary name carries the process id, so two processes that write the same
+    file do not mix their contents: the last one to finish wins.
+
+    Raises:
+        OSError: for a file that cannot be written, with the final path in the message.
+    """
+    path = Path(path)
+    partial = partial_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno is None or str(path) in str(error).replace(str(partial), ""):
+            raise
+        raise OSError(error.errno, f"{path} cannot be written: {os.strerror(error.errno)}") from error
+    finally:
+        with suppress(OSError):  # The folder may be the file that is in the way.
+            partial.unlink()
+
+
+@contextmanager
+def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Yield an empty temporary folder that replaces `folder` on success and is removed on failure."""
+    partial = partial_path(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        replace_folder(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_folder(new: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Rename the folder `new` to `folder`, in place of what is there."""
+    folder = Path(folder)
+    old = partial_path(folder).with_suffix(".old")
+    try:
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(record: Mapping | Sequence, path: str | os.PathLike) -> Path:
+    """Write a record as JSON.
+
+    Raises:
+        ValueError: for NaN or infinity in the record, which JSON does not have.
+    """
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Write the content of a file."""
+    with atomic_file(path) as partial:
+        partial.write_bytes(content)
+
+
+def content_digest(files: Iterable[str | os.PathLike]) -> str:
+    """Return a SHA-256 digest of the names and contents of some files, in the order of their names.
+
+    Files above 16 MiB are sampled: their size and 16 evenly spaced blocks of 1 MiB enter the digest. That detects
+    another model or another corpus at the cost of a few reads; it is no protection against forgery.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(map(Path, files), key=lambda file: file.name):
+        size = file.stat().st_size
+        digest.update(os.fsencode(f"{file.name} {size}\n"))
+        with open(file, "rb") as stream:
+            if size <= _WHOLE_FILE_BYTES:
+                digest.update(stream.read())
+                continue
+            for number in range(_NUM_BLOCKS):
+                stream.seek((size - _BLOCK_BYTES) * number // (_NUM_BLOCKS - 1))
+                digest.update(stream.read(_BLOCK_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,78 @@
+"""Atomic writing: the final name holds the old content or the new one, whatever happens in between."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tinywave.data.storage import atomic_file, atomic_folder, content_digest, partial_path, write_json
+
+
+@pytest.mark.parametrize(
+    "name", ["plain.json", "with space.json", ".hidden", "-dash", "größe.json", "a" * 255, "ä" * 127]
+)
+def test_a_file_is_replaced_or_left_as_it_was(name, tmp_path):
+    path = tmp_path / "made" / name
+    with atomic_file(path) as partial:
+        assert str(os.getpid()) in partial.name
+        partial.write_text("old")
+    with pytest.raises(RuntimeError), atomic_file(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == [name]
+
+
+def test_a_process_that_is_killed_leaves_the_old_file(tmp_path):
+    path = tmp_path / "record.json"
+    write_json({"value": 1}, path)
+    program = (
+        "import os, signal, sys\nfrom tinywave.data.storage import atomic_file\n"
+        "with atomic_file(sys.argv[1]) as partial:\n"
+        "    partial.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program, str(path)])
+    assert finished.returncode == -signal.SIGKILL
+    assert path.read_text() == '{\n  "value": 1\n}\n'
+    write_json({"value": 2}, path)
+    assert path.read_text() == '{\n  "value": 2\n}\n'
+
+
+def test_a_folder_is_replaced_whole_or_left_as_it_was(tmp_path):
+    folder = tmp_path / "folder"
+    with atomic_folder(folder) as partial:
+        (partial / "old").write_text("old")
+    with pytest.raises(RuntimeError), atomic_folder(folder) as partial:
+        (partial / "new").write_text("new")
+        raise RuntimeError
+    assert os.listdir(folder) == ["old"]
+    with atomic_folder(folder) as partial:
+        (partial / "new").write_text("new")
+    assert os.listdir(folder) == ["new"] and os.listdir(tmp_path) == ["folder"]
+
+
+def test_an_error_names_the_final_path(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"file'"):
+        write_json({}, tmp_path / "file" / "record.json")
+
+
+def test_a_digest_follows_names_and_contents_of_large_files_too(tmp_path):
+    large = tmp_path / "large.bin"
+    large.write_bytes(bytes(20 * 2**20))
+    before = content_digest([large])
+    with open(large, "r+b") as file:
+        file.seek(20 * 2**20 - 1)
+        file.write(b"1")
+    assert content_digest([large]) != before
+    assert content_digest([large]) == content_digest([large])
+    renamed = large.rename(tmp_path / "renamed.bin")
+    assert content_digest([renamed]) != before
+
+
+def test_temporary_names_of_processes_differ(tmp_path, monkeypatch):
+    first = partial_path(tmp_path / "x")
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert partial_path(tmp_path / "x") != first

@@ -1,0 +1,149 @@
+"""The base of every trainer: no bad step is taken, no incomplete checkpoint counts, no finished run goes on."""
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import rotate_checkpoints
+
+from .checkpoints import complete_checkpoint, last_checkpoint, partial_checkpoints, remove_partial_checkpoints
+
+_NUM_NAMES_SHOWN = 3
+
+
+class ResumableTrainer(Trainer):
+    """A `Trainer` whose runs can be killed at any moment and resumed to the same result.
+
+    - Checkpoints are assembled under a hidden name and renamed when they are complete
+      ([`~training.checkpoints.last_checkpoint`] describes what counts).
+    - An optimizer step is taken only with finite gradients, on at least one supervised token. Weights that are not
+      finite are not saved. Gradients that overflow under float16 are left to the gradient scaler, which skips the
+      step.
+    - Resuming from the last checkpoint of a run takes no further step.
+
+    Raises:
+        FloatingPointError: for gradients or weights that are not finite, naming the step and the last checkpoint.
+        ValueError: for an optimizer step without a supervised token.
+    """
+
+    # While a checkpoint is written: the folder that it is written into.
+    _checkpoint_root: Path | None = None
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """Train as `Trainer.train` does; `resume_from_checkpoint=True` takes the newest complete checkpoint."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"{self.args.output_dir} contains no complete checkpoint to resume from; start the run without "
+                    "`resume_from_checkpoint`."
+                )
+        if self.args.should_save:
+            remove_partial_checkpoints(self.args.output_dir)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    # ---- steps ----
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Return the micro-batches of the next step; none where the run had reached its last step before."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        num_tokens = super()._get_num_items_in_batch(batch_samples, device)
+        if num_tokens is None or float(torch.as_tensor(num_tokens).sum()) > 0:
+            return num_tokens
+        if self.args.world_size > 1 and not self.args.average_tokens_across_devices:
+            return torch.as_tensor(num_tokens).clamp(min=1)  # Other processes may have tokens.
+        raise ValueError(
+            f"Step {self.state.global_step + 1} has no supervised token: all labels after the first of each row are "
+            f"-100. {self._describe_recovery()} Remove examples without targets from the training data, and resume."
+        )
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if grad_norm is None or self.accelerator.scaler is not None:
+            return grad_norm
+        norm = float(grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm)
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"Step {self.state.global_step + 1}: the norm of the gradient is {norm}. {self._describe_recovery()} "
+                "Lower the learning rate or the weights of the loss, or raise the precision, and resume."
+            )
+        return grad_norm
+
+    def _describe_recovery(self) -> str:
+        return describe_recovery(self.state.global_step, self.args.output_dir)
+
+    # ---- checkpoints ----
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """Save the model as `Trainer.save_model` does, unless a weight is not finite."""
+        self._check_weights()
+        super().save_model(output_dir, _internal_call)
+
+    def _check_weights(self) -> None:
+        parameters = [item for item in self.model.named_parameters() if item[1].is_floating_point()]
+        finite = [bool(_local(parameter).isfinite().all()) for _, parameter in parameters]
+        bad = torch.tensor(float(not all(finite)), device=self.args.device)
+        if float(self.accelerator.reduce(bad, "sum")) == 0:
+            return
+        names = [name for (name, _), is_finite in zip(parameters, finite, strict=True) if not is_finite]
+        raise FloatingPointError(
+            f"After step {self.state.global_step} {len(names)} parameters are not finite "
+            f"({', '.join(names[:_NUM_NAMES_SHOWN])}), so they are not saved; "
+            f"{_describe_checkpoint(self.args.output_dir)} Lower the learning rate, and resume."
+        )
+
+    def _get_output_dir(self, trial):
+        return super()._get_output_dir(trial) if self._checkpoint_root is None else str(self._checkpoint_root)
+
+    def _save_checkpoint(self, model, trial):
+        run_folder = Path(self._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        (writer,) = broadcast_object_list([os.getpid()])
+        self._checkpoint_root = partial_checkpoints(run_folder, writer)
+        partial = self._checkpoint_root / name
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._checkpoint_root = None
+        if self.state.best_model_checkpoint == str(partial):
+            self.state.best_model_checkpoint = str(run_folder / name)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+            complete_checkpoint(partial, run_folder / name)
+            # By their numbers: the times of files are those of a clock that may have been set back.
+            rotate_checkpoints(str(run_folder), self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+        if self.args.local_process_index == 0 and partial.is_dir():
+            complete_checkpoint(partial, run_folder / name)  # On a node with a disk of its own.
+
+
+def describe_recovery(num_steps: int, output_dir: str | os.PathLike) -> str:
+    """Return two sentences about what a run that stops before a step leaves behind.
+
+    Args:
+        num_steps (`int`): optimizer steps taken so far.
+        output_dir: folder of the run's checkpoints.
+    """
+    return (
+        f"The optimizer has not stepped, so the weights are still those of step {num_steps}; "
+        f"{_describe_checkpoint(output_dir)}"
+    )
+
+
+def _describe_checkpoint(output_dir: str | os.PathLike) -> str:
+    checkpoint = last_checkpoint(output_dir)
+    return f"the last checkpoint is {checkpoint}." if checkpoint else "no checkpoint has been written yet."
+
+
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    """The part of a sharded parameter that is on this process."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
