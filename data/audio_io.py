@@ -1,85 +1,105 @@
-"""Read, convert, check and write audio. Everything downstream sees mono float32 in [-1, 1] at one sampling rate."""
+"""Read, list and write audio files. Everything downstream sees mono float32 in [-1, 1] at one sampling rate.
+
+`tinywave.data.audio_decoding` describes which formats are read, and how.
+"""
 
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import soundfile
-import soxr
 
+from ..waveform_tinywave import AudioError, AudioWarning, convert_waveform
+from .audio_decoding import decode_audio, describe_source, has_audio, open_source, report_early_end
 from .storage import atomic_file
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-"""Files that are taken for recordings where a folder of them is read."""
-
-
-class AudioError(ValueError):
-    """Audio that cannot be used; the message says which, what was found and what is expected."""
+__all__ = [
+    "AudioError",
+    "AudioWarning",
+    "convert_waveform",
+    "find_audio_files",
+    "load_audio",
+    "refuse_same_targets",
+    "waveform_to_flac_bytes",
+    "write_audio",
+]
 
 
 def load_audio(
-    source: str | os.PathLike | bytes | BinaryIO, sampling_rate: int = 16000, max_seconds: float | None = None
+    source: str | os.PathLike | bytes | BinaryIO,
+    sampling_rate: int = 16000,
+    max_seconds: float | None = None,
+    name: str | None = None,
 ) -> np.ndarray:
-    """Read audio of any rate, channel count and sample format that libsndfile knows.
+    """Read an audio file of any format, sampling rate, number of channels and sample format.
 
     Args:
         source: path, encoded bytes (a whole WAV, FLAC, ... file), or a binary file object.
         sampling_rate (`int`, default 16000): of the result, in Hz.
-        max_seconds (`float`, *optional*): longer audio is refused, before it is decoded.
+        max_seconds (`float`, *optional*): longer audio is refused without being decoded further.
+        name (`str`, *optional*): what errors and warnings call the audio; by default its path.
 
     Returns:
-        mono float32 waveform of shape `(samples,)` in [-1, 1]; channels are averaged.
+        `np.ndarray` of shape `(samples,)`: mono float32 in [-1, 1]. [`~waveform_tinywave.mix_channels`] describes how
+        channels are mixed. Streams that follow each other in one file are joined.
 
-    Raises [`AudioError`] when the file is missing, empty, not audio, too long, or holds NaN or infinite samples.
+    Raises:
+        AudioError: when the file is missing, empty, not audio, too long, or cannot be used
+            ([`~waveform_tinywave.convert_waveform`]).
+
+    Warns:
+        AudioWarning: for a file that ends early, with both lengths, and where `convert_waveform` does.
     """
-    name = _describe(source)
-    with _opened(source, name) as file:
-        if file.frames == 0:
-            raise AudioError(f"{name} holds no audio samples; expected speech")
-        seconds = file.frames / file.samplerate
-        if max_seconds is not None and seconds > max_seconds:
-            raise AudioError(f"{name} lasts {seconds:.1f} s; at most {max_seconds:g} s are accepted, so cut it first")
-        try:
-            samples = file.read(dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, RuntimeError) as error:
-            raise AudioError(f"{name} is damaged audio ({error}); write the file again") from error
-        source_rate = file.samplerate
-    if len(samples) == 0:
-        raise AudioError(f"{name} is damaged audio: its header promises {seconds:.1f} s but nothing can be read")
-    return convert_waveform(samples, source_rate, sampling_rate, name)
+    name = describe_source(source) if name is None else name
+    content = open_source(source, name)
+    try:
+        decoded = decode_audio(content, name, max_seconds)
+        pieces = [
+            convert_waveform(np.concatenate([block.samples for block in blocks]), rate, sampling_rate, name)
+            for (rate, _), blocks in groupby(
+                decoded.blocks, lambda block: (block.sampling_rate, block.samples.shape[1])
+            )
+        ]
+    finally:
+        if content is not source:
+            content.close()
+    report_early_end(decoded, name)
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
-def convert_waveform(
-    samples: np.ndarray, source_rate: int, sampling_rate: int = 16000, name: str = "the waveform"
-) -> np.ndarray:
-    """Average channels, resample and check.
+def find_audio_files(paths: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """Select the audio files among paths by their content.
 
     Args:
-        samples: floats of shape `(samples,)` or `(samples, channels)`, nominally in [-1, 1].
-        source_rate, sampling_rate: of the input and of the result, in Hz.
-        name: what error messages call the audio.
+        paths: files and folders, in any order.
 
     Returns:
-        mono float32 waveform in [-1, 1]. Overshoots of resampling are clipped.
-
-    Raises [`AudioError`] when the audio is empty or holds NaN or infinite samples.
+        The audio files in the order of their names, and for every other file why it is passed over. Folders and files
+        that are hidden by a dot at the beginning of their name are in neither.
     """
-    samples = np.asarray(samples)
-    if samples.dtype.kind != "f" or samples.ndim not in (1, 2):
-        raise AudioError(f"{name} has type {samples.dtype} and shape {samples.shape}; expected floats, (samples,)")
-    if len(samples) == 0:
-        raise AudioError(f"{name} holds no audio samples; expected speech")
-    if not np.isfinite(samples).all():
-        bad = int((~np.isfinite(samples)).sum())
-        raise AudioError(f"{name} holds {bad} NaN or infinite samples; expected finite samples in [-1, 1]")
-    mono = samples.mean(axis=1) if samples.ndim == 2 else samples
-    if source_rate != sampling_rate:
-        mono = soxr.resample(mono, source_rate, sampling_rate)
-    return np.clip(mono, -1.0, 1.0).astype(np.float32)
+    found, passed_over = [], {}
+    for path in sorted(paths):
+        if path.name.startswith(".") or path.is_dir():
+            continue
+        reason = _why_not_audio(path)
+        if reason is None:
+            found.append(path)
+        else:
+            passed_over[path] = reason
+    return found, passed_over
+
+
+def refuse_same_targets(paths: Iterable[Path], target: Callable[[Path], object], what: str) -> None:
+    """Raise `ValueError` naming two files that would share one target, such as `a.wav` and `a.mp3` one `a.wav`."""
+    seen: dict[object, Path] = {}
+    for path in paths:
+        other = seen.setdefault(target(path), path)
+        if other is not path:
+            raise ValueError(f"{other} and {path} would get {what} {target(path)}; rename or remove one of them")
 
 
 def waveform_to_flac_bytes(waveform: np.ndarray, sampling_rate: int) -> bytes:
@@ -92,14 +112,26 @@ def waveform_to_flac_bytes(waveform: np.ndarray, sampling_rate: int) -> bytes:
 def write_audio(path: str | os.PathLike, waveform: np.ndarray, sampling_rate: int) -> None:
     """Write a mono waveform in [-1, 1] as 16-bit audio; the suffix (.wav, .flac) chooses the format.
 
-    The file appears complete or not at all. Raises [`AudioError`] for an unknown suffix or NaN samples.
+    Raises:
+        AudioError: for another suffix, or samples that are not finite.
     """
     path = Path(path)
-    audio_format = path.suffix[1:].upper()
-    if audio_format not in ("WAV", "FLAC"):
-        raise AudioError(f"cannot write audio to {path}: its suffix is {path.suffix!r}; expected .wav or .flac")
+    check_writable_format(path)
     with atomic_file(path) as partial:
-        soundfile.write(partial, _checked_for_writing(waveform), sampling_rate, format=audio_format, subtype="PCM_16")
+        soundfile.write(
+            partial,
+            _checked_for_writing(waveform),
+            sampling_rate,
+            format=path.suffix[1:].upper(),
+            subtype="PCM_16",
+        )
+
+
+def check_writable_format(path: str | os.PathLike) -> None:
+    """Raise [`AudioError`] for a path whose suffix is not that of a format that is written."""
+    suffix = Path(path).suffix
+    if suffix.lower() not in (".wav", ".flac"):
+        raise AudioError(f"cannot write audio to {path}: its suffix is {suffix!r}; expected .wav or .flac")
 
 
 def _checked_for_writing(waveform: np.ndarray) -> np.ndarray:
@@ -109,29 +141,16 @@ def _checked_for_writing(waveform: np.ndarray) -> np.ndarray:
     return np.clip(waveform, -1.0, 1.0)
 
 
-def _describe(source: str | os.PathLike | bytes | BinaryIO) -> str:
-    if isinstance(source, (str, os.PathLike)):
-        return str(source)
-    return getattr(source, "name", None) or "the audio data"
+# Folders
 
 
-@contextmanager
-def _opened(source: str | os.PathLike | bytes | BinaryIO, name: str) -> Iterator[soundfile.SoundFile]:
-    """Open the source for reading; turn every reason why that fails into an [`AudioError`] that names it."""
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if not path.is_file():
-            raise AudioError(f"{name} {'is a folder' if path.is_dir() else 'does not exist'}; expected an audio file")
-        if path.stat().st_size == 0:
-            raise AudioError(f"{name} is an empty file; expected audio")
-    elif isinstance(source, bytes):
-        if not source:
-            raise AudioError(f"{name} is empty; expected an encoded audio file")
-        source = io.BytesIO(source)
+def _why_not_audio(path: Path) -> str | None:
+    """Why a file is passed over where recordings are listed; None for audio."""
+    name = describe_source(path)
     try:
-        file = soundfile.SoundFile(source)
-    except (soundfile.LibsndfileError, TypeError) as error:
-        reason = getattr(error, "error_string", error)
-        raise AudioError(f"{name} is not audio that can be read ({reason}); expected WAV, FLAC, OGG or MP3") from error
-    with file:
-        yield file
+        with open_source(path, name) as file:
+            return None if has_audio(file) else "not audio"
+    except AudioError as error:
+        return str(error).removeprefix(name).strip()
+    except OSError as error:
+        return error.strerror or str(error)

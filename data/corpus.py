@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import multiprocessing
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -42,6 +43,8 @@ PAUSE_SECONDS = (0.12, 0.30)
 MANIFEST = "corpus.json"
 _FORMAT = 1
 _ROWS_PER_GROUP = 50
+_LEFT_OUT = b"left_out"
+_NUM_SHOWN = 20
 
 
 def _timed(label: str) -> pa.DataType:
@@ -71,6 +74,10 @@ SCHEMA = pa.schema(
 
 class CorpusError(ValueError):
     """A corpus folder is damaged, incomplete, of other items, or mixes its splits."""
+
+
+class SkippedItem(ValueError):
+    """An item of a corpus that has no row, such as a recording that cannot be decoded; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +174,11 @@ def write_corpus(
         num_processes (`int`, default 2): worker processes; 1 works in this process.
         rows_per_shard (`int`, default 200): rows of a file.
 
-    Raises `CorpusError` if the folder holds other items, the disk is full or a worker process dies, and what
-    `make_row` raises; finished shards stay valid.
+    An item for which `make_row` raises [`SkippedItem`] has no row; its reason is kept in the metadata of the shard and
+    printed on standard error at the end.
+
+    Raises `CorpusError` if the folder holds other items, no item has a row, the disk is full or a worker process dies,
+    and what else `make_row` raises; finished shards stay valid.
     """
     folder = Path(output_folder)
     shards = [items[start : start + rows_per_shard] for start in range(0, len(items), rows_per_shard)]
@@ -178,17 +188,52 @@ def write_corpus(
     pending = [item for index in missing for item in shards[index]]
     done = len(items) - len(pending)
     with (
-        _workers(make_row, min(num_processes, len(pending))) as make_rows,
+        _workers(functools.partial(_row_or_reason, make_row), min(num_processes, len(pending))) as make_rows,
         tqdm(total=len(items), initial=done, unit="recording", desc=description) as progress,
     ):
         rows = make_rows(pending)
         for index in missing:
-            finished = []
-            for _ in shards[index]:
-                finished.append(next(rows))
+            finished, left_out = [], {}
+            for item in shards[index]:
+                row = next(rows)
+                if isinstance(row, SkippedItem):
+                    left_out[item.id] = str(row)
+                else:
+                    finished.append(row)
                 progress.update()
-            _write_shard(finished, folder / _name(index))
+            _write_shard(finished, folder / _name(index), left_out)
+    _report_left_out(folder, len(items))
     return folder
+
+
+def _row_or_reason(make_row: Callable[[CorpusItem], dict], item: CorpusItem) -> "dict | SkippedItem":
+    try:
+        return make_row(item)
+    except SkippedItem as reason:
+        return reason
+
+
+def _report_left_out(folder: Path, num_items: int) -> None:
+    left_out = left_out_items(folder)
+    for identifier, reason in list(left_out.items())[:_NUM_SHOWN]:
+        print(f"left out: {identifier}: {reason}", file=sys.stderr)
+    if left_out:
+        print(f"{folder}: {len(left_out)} of {num_items} recordings are left out", file=sys.stderr)
+    if len(left_out) == num_items:
+        raise CorpusError(f"None of the {num_items} recordings of {folder} can be used.")
+
+
+def left_out_items(folder: str | Path) -> dict[str, str]:
+    """Return the ids of the items of a corpus that have no row, each with the reason."""
+    return {
+        identifier: reason
+        for path, _ in corpus_shards(folder)
+        for identifier, reason in _left_out(pq.read_metadata(path)).items()
+    }
+
+
+def _left_out(shard: pq.FileMetaData) -> dict[str, str]:
+    return json.loads((shard.metadata or {}).get(_LEFT_OUT, b"{}"))
 
 
 @contextlib.contextmanager
@@ -281,8 +326,9 @@ def iterate_corpus(folder: str | Path, columns: Sequence[str] | None = None) -> 
             raise CorpusError(f"The corpus is unfinished, {path} is missing; run its preparation again to resume.")
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                if file.metadata.num_rows != num_rows:
-                    raise pa.ArrowInvalid(f"{file.metadata.num_rows} rows, expected {num_rows}")
+                found = file.metadata.num_rows + len(_left_out(file.metadata))
+                if found != num_rows:
+                    raise pa.ArrowInvalid(f"{found} rows, expected {num_rows}")
                 for batch in file.iter_batches(batch_size=_ROWS_PER_GROUP, columns=columns):
                     yield from batch.to_pylist()
         except (pa.ArrowException, OSError) as error:
@@ -375,12 +421,15 @@ def _is_valid_shard(path: Path, num_rows: int) -> bool:
         metadata_of_shard = pq.read_metadata(path)
     except (pa.ArrowException, OSError):
         return False
-    return metadata_of_shard.num_rows == num_rows and metadata_of_shard.schema.to_arrow_schema().equals(SCHEMA)
+    num_found = metadata_of_shard.num_rows + len(_left_out(metadata_of_shard))
+    return num_found == num_rows and metadata_of_shard.schema.to_arrow_schema().equals(SCHEMA)
 
 
-def _write_shard(rows: list[dict], path: Path) -> None:
+def _write_shard(rows: list[dict], path: Path, left_out: dict[str, str]) -> None:
     with _written_file(path) as temporary:
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        if left_out:
+            table = table.replace_schema_metadata({_LEFT_OUT: json.dumps(left_out)})
         options = {"compression": "zstd", "row_group_size": _ROWS_PER_GROUP, "write_page_checksum": True}
         pq.write_table(table, temporary, **options)
 

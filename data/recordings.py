@@ -5,19 +5,21 @@ their times and its style, is left empty.
 """
 
 import functools
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .audio_io import AUDIO_SUFFIXES, AudioError, load_audio, waveform_to_flac_bytes
-from .corpus import SAMPLING_RATE, SPLITS, CorpusError, write_corpus
+from .audio_decoding import describe_source
+from .audio_io import AudioError, find_audio_files, load_audio, refuse_same_targets, waveform_to_flac_bytes
+from .corpus import SAMPLING_RATE, SPLITS, CorpusError, SkippedItem, write_corpus
 
 
 @dataclass(frozen=True)
 class RecordingFolder:
     """A folder of audio files; those in its subfolders belong to it too.
 
-    `folder`: of files that end in .wav, .flac, .ogg or .mp3. `split`: "train", "validation" or "test". `licence` and
+    `folder`: of files in any audio format. `split`: "train", "validation" or "test". `licence` and
     `source`: of the recordings, to be kept with them.
 
     Raises `ValueError` for another split and for what is no folder.
@@ -64,28 +66,49 @@ def recordings_in(folder: RecordingFolder) -> list[Recording]:
     The voice of a file is the first subfolder on its way, as in `train-clean-100/SPEAKER/CHAPTER/1.flac` of
     LibriSpeech; of a file that lies in the folder itself, the name of the folder.
 
-    Raises `CorpusError` when there is none.
+    Files are recognized by their content. What is not audio is listed on standard error; hidden files and folders,
+    whose names begin with a dot, are not looked at.
+
+    Raises `CorpusError` when there is no recording, and for two files that differ in their suffix only.
     """
     root = Path(folder.folder)
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
+    candidates = [path for path in root.rglob("*") if not _is_hidden(path.relative_to(root))]
+    paths, passed_over = find_audio_files(candidates)
+    report_passed_over(passed_over)
     if not paths:
-        raise CorpusError(f"Found no recording in {root}; expected files that end in {', '.join(AUDIO_SUFFIXES)}.")
+        raise CorpusError(f"Found no recording in {root}; expected audio files.")
+    try:
+        refuse_same_targets(paths, lambda path: path.relative_to(root).with_suffix("").as_posix(), "the id")
+    except ValueError as error:
+        raise CorpusError(str(error)) from error
     recordings = []
     for path in paths:
-        names = path.relative_to(root).with_suffix("").parts
+        names = [describe_source(name) for name in path.relative_to(root).with_suffix("").parts]
         recordings.append(
             Recording(
-                id="/".join((folder.name, *names)),
+                id="/".join((describe_source(folder.name), *names)),
                 folder=folder.name,
                 path=path.relative_to(root).as_posix(),
                 num_bytes=path.stat().st_size,
                 split=folder.split,
-                voice=names[0] if len(names) > 1 else folder.name,
+                voice=names[0] if len(names) > 1 else describe_source(folder.name),
                 licence=folder.licence,
                 source=folder.source,
             )
         )
     return recordings
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(name.startswith(".") for name in path.parts)
+
+
+def report_passed_over(reasons: Mapping[Path, str], num_shown: int = 20) -> None:
+    """Print which files are left out and why, the first of them by name, on standard error."""
+    for path, reason in list(reasons.items())[:num_shown]:
+        print(f"left out: {describe_source(path)}: {reason}", file=sys.stderr)
+    if len(reasons) > num_shown:
+        print(f"left out: {len(reasons) - num_shown} more files", file=sys.stderr)
 
 
 def prepare_recordings(
@@ -97,9 +120,9 @@ def prepare_recordings(
 ) -> Path:
     """Writes the recordings of folders into parquet shards, 16 kHz and one channel, and returns `output_folder`.
 
-    Shards that a previous call finished are kept, wherever the folders lie now. Raises `CorpusError` for a folder
-    without recordings, naming a file that cannot be read, for two files that differ in their suffix only, and where
-    [`write_corpus`] does.
+    Shards that a previous call finished are kept, wherever the folders are now. A file that cannot be decoded is left
+    out and listed on standard error. Raises `CorpusError` for a folder without recordings, for two files that differ
+    in their suffix only, and where [`write_corpus`] does.
     """
     return write_corpus(
         [recording for folder in folders for recording in recordings_in(folder)],
@@ -133,7 +156,7 @@ def _recording_to_row(folders: Mapping[str, Path], recording: Recording) -> dict
     try:
         waveform = load_audio(folders[recording.folder] / recording.path, SAMPLING_RATE)
     except AudioError as error:
-        raise CorpusError(f"Recording {recording.id!r} cannot be used: {error}. Mend it or take it away.") from error
+        raise SkippedItem(str(error)) from error
     return {
         "id": recording.id,
         "split": recording.split,

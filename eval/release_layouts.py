@@ -25,7 +25,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..data.audio_io import AUDIO_SUFFIXES
+from ..data.audio_io import find_audio_files
 from .aggregation import OUT_OF_VOCABULARY, SALMON_PARTS
 from .salmon_tables import AUDIO_COLUMNS, StoredRecording, read_labels, salmon_tables
 from .suites import HALVES, SuiteError
@@ -98,16 +98,24 @@ class Layout:
     list_recordings: Callable[[Path], Listing]
 
 
+# Of files that are reported where they cannot be read.
+_AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".au", ".caf")
+
+
 def natural_key(name: str) -> list:
     """Sorting key under which `sample_10` follows `sample_9`."""
     return [int(piece) if index % 2 else piece for index, piece in enumerate(re.split(r"(\d+)", name))]
 
 
 def audio_files(folder: Path) -> list[Path]:
-    """Audio files of a folder in natural order of their names; hidden ones, as archives of macOS hold, are no data."""
+    """Return the audio files of a folder in natural order of their names, without hidden ones as macOS writes them.
+
+    A file that is named like audio and is none counts too, so that its pair is reported as damaged.
+    """
     if not folder.is_dir():
         return []
-    files = (path for path in folder.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES and path.name[0] != ".")
+    files, others = find_audio_files(folder.iterdir())
+    files += [path for path in others if path.suffix.lower() in _AUDIO_SUFFIXES]
     return sorted(files, key=lambda path: natural_key(path.name))
 
 

@@ -3,15 +3,15 @@
 import atexit
 import os
 import shutil
-import subprocess
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..cli.shipped import AUDIO
-from ..data.audio_io import AudioError, load_audio
+from ..data.audio_io import AudioWarning, load_audio
 from ..data.corpus import iterate_corpus
 
 SAMPLING_RATE = 16_000
@@ -20,9 +20,6 @@ MAX_FILE_SECONDS = 900.0
 MIN_SECONDS = 0.5
 # Of the loudest sample, in [-1, 1]: -46 dB of full scale. Microphones that are muted give less, whispers give more.
 SILENCE = 0.005
-# What phones and browsers record and libsndfile does not read -> the format that ffmpeg is told to expect. It is never
-# left to guess, because some formats, playlists among them, name other files to read.
-FFMPEG_FORMATS = {".m4a": "mov", ".mp4": "mov", ".3gp": "mov", ".aac": "aac", ".webm": "matroska"}
 EXAMPLE_STORIES = {"test-01-story-00003": "A story, his voice", "test-01-story-00006": "A story, her voice"}
 EXAMPLE_READING = "sense_and_sensibility_01_0880.flac"
 EXAMPLE_WORDS = 16
@@ -34,7 +31,7 @@ class Recording:
 
     Attributes:
         waveform (`np.ndarray` of shape `(samples,)`): mono float32 in [-1, 1] at 16,000 Hz.
-        notice (`str`): what was left out of a long file; empty where nothing was.
+        notice (`str`): what was left out of a long file, and what is wrong with a file that is used; else empty.
     """
 
     waveform: np.ndarray
@@ -53,48 +50,31 @@ def load_recording(path: str | os.PathLike | None, keep: str = "end") -> Recordi
     """
     if path is None:
         raise ValueError("There is no recording yet: press record and speak, choose a file, or take an example below.")
-    waveform = read_audio(path)
+    waveform, notice = read_audio(path)
     seconds = len(waveform) / SAMPLING_RATE
     if seconds < MIN_SECONDS:
         raise ValueError(f"This recording lasts {seconds:.2f} s; please speak for at least {MIN_SECONDS:g} s.")
     num_kept = int(MAX_PROMPT_SECONDS * SAMPLING_RATE)
-    notice = ""
     if len(waveform) > num_kept:
         waveform = waveform[-num_kept:] if keep == "end" else waveform[:num_kept]
         which = "last" if keep == "end" else "first"
-        notice = f"The recording lasts {seconds:.0f} s; its {which} {MAX_PROMPT_SECONDS:g} s are used."
+        notice += f"The recording lasts {seconds:.0f} s; its {which} {MAX_PROMPT_SECONDS:g} s are used."
     if np.abs(waveform).max() < SILENCE:
         raise ValueError("This recording is silent; check that the microphone is not muted, and speak louder.")
-    return Recording(waveform, notice)
+    return Recording(waveform, notice.strip())
 
 
-def read_audio(path: str | os.PathLike) -> np.ndarray:
-    """Audio file -> mono float32 `(samples,)` at 16,000 Hz; what libsndfile does not read goes through ffmpeg.
+def read_audio(path: str | os.PathLike) -> tuple[np.ndarray, str]:
+    """Read an audio file as mono float32 `(samples,)` at 16,000 Hz, with what there is to report about it.
 
-    Raises [`AudioError`] with the file's own name, not its path on this server.
+    Raises [`AudioError`] with the name of the file, not its path on the server.
     """
-    expected_format = FFMPEG_FORMATS.get(Path(path).suffix.lower())
-    source = path if expected_format is None else convert_to_wav(path, expected_format)
-    try:
-        return load_audio(source, SAMPLING_RATE, max_seconds=MAX_FILE_SECONDS)
-    except AudioError as error:
-        raise AudioError(str(error).replace(str(path), Path(path).name)) from error
-
-
-def convert_to_wav(path: str | os.PathLike, expected_format: str) -> bytes:
-    """Decode the audio of a file of a known format with ffmpeg -> a WAV file of 16,000 Hz, mono."""
-    limits = ["-t", str(MAX_FILE_SECONDS + 1), "-vn", "-sn", "-dn"]
-    command = ["ffmpeg", "-v", "error", "-nostdin", "-protocol_whitelist", "file,pipe", "-f", expected_format]
-    command += ["-i", f"file:{path}", *limits, "-ac", "1", "-ar", str(SAMPLING_RATE), "-f", "wav", "pipe:1"]
-    result = subprocess.run(command, capture_output=True)
-    if result.returncode:
-        raise AudioError(f"{Path(path).name} is not audio that can be read; expected WAV, FLAC, OGG, MP3 or M4A")
-    # A WAV file that goes into a pipe promises the longest possible length; its header is mended here.
-    data = bytearray(result.stdout)
-    start = data.index(b"data")
-    data[4:8] = (len(data) - 8).to_bytes(4, "little")
-    data[start + 4 : start + 8] = (len(data) - start - 8).to_bytes(4, "little")
-    return bytes(data)
+    name = Path(path).name
+    with warnings.catch_warnings(record=True) as issued:
+        warnings.simplefilter("always", AudioWarning)
+        waveform = load_audio(path, SAMPLING_RATE, max_seconds=MAX_FILE_SECONDS, name=name)
+    messages = [str(warning.message) for warning in issued if issubclass(warning.category, AudioWarning)]
+    return waveform, "".join(f"{message}. " for message in messages)
 
 
 def provide_ffmpeg() -> None:

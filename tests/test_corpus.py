@@ -16,6 +16,7 @@ from tinywave.data import corpus
 from tinywave.data.audio_io import load_audio
 from tinywave.data.corpus import CorpusError, TextItem, iterate_corpus, prepare_corpus, verify_splits
 from tinywave.data.hibari_voice import HibariVoice
+from tinywave.data.storage import partial_path
 
 WORDS = ("barn", "cow", "hay", "ship", "sail", "wave", "bread", "oven")
 
@@ -137,7 +138,7 @@ def test_columns_are_chosen_and_checked(folder):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_full_disk_is_explained_and_damages_nothing(folder, copy):
     (copy / "shard-00000.parquet").unlink()
-    (copy / ".shard-00000.parquet.partial").symlink_to("/dev/full")
+    partial_path(copy / "shard-00000.parquet").symlink_to("/dev/full")
     with pytest.raises(CorpusError, match="The disk is full at .* run again to resume"):
         prepare_corpus(make_items(), copy, num_processes=1, rows_per_shard=2)
     prepare_corpus(make_items(), copy, num_processes=1, rows_per_shard=2)

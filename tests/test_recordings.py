@@ -1,6 +1,7 @@
 """Anyone's recordings become a corpus: from folders, from recipes, and from Debian packages."""
 
 import io
+import os
 import shutil
 import subprocess
 
@@ -13,7 +14,7 @@ import yaml
 from tinywave.cli.main import main
 from tinywave.cli.shipped import ASSETS, AUDIO
 from tinywave.data.audio_io import load_audio, write_audio
-from tinywave.data.corpus import CorpusError, iterate_corpus, verify_splits
+from tinywave.data.corpus import CorpusError, iterate_corpus, left_out_items, verify_splits
 from tinywave.data.debian_recordings import debian_recordings, join_prompts
 from tinywave.data.pronunciation import MissingMaterialError
 from tinywave.data.recordings import RecordingFolder, folders_of_recipe, prepare_recordings
@@ -89,16 +90,12 @@ def test_changed_recordings_are_noticed_and_the_same_are_kept(folder, tmp_path):
 
 
 def test_what_cannot_be_used_is_named(folder, tmp_path):
-    (folder / "1188" / "0.flac").write_bytes(b"fLaC nothing")
-    with pytest.raises(CorpusError, match="two items with the id 'speech/1188/0'"):
+    shutil.copy(folder / "1188" / "0.WAV", folder / "1188" / "0.flac")
+    with pytest.raises(CorpusError, match="0.WAV and .*0.flac would get the id 1188/0; rename or remove one"):
         prepare_recordings([RecordingFolder(folder)], tmp_path / "corpus")
-    (folder / "1188" / "0.WAV").unlink()
-    with pytest.raises(
-        CorpusError, match="Recording 'speech/1188/0' cannot be used: .*0.flac.* Mend it or take it away"
-    ):
-        prepare_recordings([RecordingFolder(folder)], tmp_path / "corpus", num_processes=1)
+    (folder / "1188" / "0.flac").unlink()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CorpusError, match="Found no recording in .*empty; expected files that end in .wav, .flac"):
+    with pytest.raises(CorpusError, match="Found no recording in .*empty; expected audio files"):
         prepare_recordings([RecordingFolder(tmp_path / "empty")], tmp_path / "corpus")
     with pytest.raises(ValueError, match="Found no folder .*nowhere"):
         RecordingFolder(tmp_path / "nowhere")
@@ -106,6 +103,48 @@ def test_what_cannot_be_used_is_named(folder, tmp_path):
         RecordingFolder(folder, "dev")
     with pytest.raises(ValueError, match=r"Entry 0 .* the keys \['folder', 'speaker'\]; expected folder and"):
         folders_of_recipe({"recordings": [{"folder": str(folder), "speaker": "me"}]})
+
+
+def test_files_of_every_kind_are_found_by_content_and_the_rest_is_listed(folder, clips, tmp_path, capsys):
+    waveform = load_audio(clips[3])
+    for name in ("named.opus", "b.oga"):
+        soundfile.write(folder / name, waveform, 16_000, format="OGG", subtype="OPUS")
+    for name, kind in (
+        ("a.aiff", "AIFF"),
+        ("a2.au", "AU"),
+        ("a3.caf", "CAF"),
+        ("a4.w64", "W64"),
+        ("no suffix", "WAV"),
+    ):
+        soundfile.write(folder / name, waveform, 16_000, format=kind, subtype="PCM_16")
+    write_encoded(folder / "a5.m4a", waveform, "aac", 16_000)
+    shutil.copy(clips[3], os.fsencode(folder) + b"/latin\xe9.flac")
+    (folder / "a folder.wav").mkdir()
+    (folder / "._0.wav").write_bytes(b"resource fork")
+    (folder / "loop").symlink_to(folder)
+    (folder / "broken.wav").symlink_to(tmp_path / "nowhere")
+    (folder / "notes.txt").write_text("not audio")
+    (folder / "empty.wav").touch()
+    (folder / "cut.flac").write_bytes(clips[0].read_bytes()[:60])
+    (folder / "noise.mp3").write_bytes(b"fLaC nothing")
+    corpus = prepare_recordings([RecordingFolder(folder)], tmp_path / "corpus", num_processes=1, rows_per_shard=4)
+    identifiers = {row["id"].removeprefix("speech/") for row in iterate_corpus(corpus)}
+    assert identifiers == {
+        "1089/134/0", "1188/0", "loose", "named", "b", "a", "a2", "a3", "a4", "a5", "no suffix", "latin\\xe9",
+    }  # fmt: skip
+    assert set(left_out_items(corpus)) == {"speech/cut", "speech/noise"}
+    printed = capsys.readouterr().err
+    for expected in ("notes.txt: not audio", "empty.wav: is an empty file", "broken.wav: does not exist",
+                     "speech/cut: ", "2 of 14 recordings are left out"):  # fmt: skip
+        assert expected in printed
+    assert "._0.wav" not in printed and "a folder.wav" not in printed
+
+
+def test_a_corpus_without_a_usable_recording_is_an_error(clips, tmp_path):
+    (tmp_path / "speech").mkdir()
+    (tmp_path / "speech" / "cut.flac").write_bytes(clips[0].read_bytes()[:60])
+    with pytest.raises(CorpusError, match="None of the 1 recordings"):
+        prepare_recordings([RecordingFolder(tmp_path / "speech")], tmp_path / "corpus", num_processes=1)
 
 
 def test_prompts_are_joined_until_they_are_long_enough():
