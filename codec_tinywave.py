@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from .configuration_tinywave import HifiGanConfig, TinyWaveConfig
 from .f0_tinywave import DeferredF0Extractor, F0Extractor
 from .hifigan_tinywave import HifiGanVocoder
+from .loading_tinywave import load_pretrained, read_config
 from .pitch_encoder_tinywave import PitchEncoder
 from .speech_encoder_tinywave import SpeechEncoder
 from .style_encoder_tinywave import StyleEncoder
@@ -96,13 +97,13 @@ class SpeechCodec:
             )
         prosody: dict[str, Any] = {}
         if "pitch_encoder" in present:
-            pitch_encoder = PitchEncoder.from_pretrained(present["pitch_encoder"]).eval()
+            pitch_encoder = load_pretrained(PitchEncoder, present["pitch_encoder"])
             f0_extractor = f0_extractor or DeferredF0Extractor(pitch_encoder.config.f0_extractor)
             prosody = {"pitch_encoder": pitch_encoder, "f0_extractor": f0_extractor}
         if "style_encoder" in present:
-            prosody["style_encoder"] = StyleEncoder.from_pretrained(present["style_encoder"]).eval()
+            prosody["style_encoder"] = load_pretrained(StyleEncoder, present["style_encoder"])
         vocoder = load_vocoder(present["vocoder"]) if "vocoder" in present else None
-        speech_encoder = SpeechEncoder.from_pretrained(present["speech_encoder"]).eval()
+        speech_encoder = load_pretrained(SpeechEncoder, present["speech_encoder"])
         return cls(speech_encoder, vocoder, decoder, **prosody)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -253,11 +254,9 @@ class SpeechCodec:
 
 
 def load_vocoder(folder: str | os.PathLike) -> Vocoder | HifiGanVocoder:
-    """Load a vocoder of either kind. Raises `FileNotFoundError` where the folder holds no model."""
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no vocoder (no config.json); name the folder of one")
-    is_hifigan = HifiGanConfig.get_config_dict(folder)[0].get("model_type") == HifiGanConfig.model_type
-    return (HifiGanVocoder if is_hifigan else Vocoder).from_pretrained(folder).eval()
+    """Load a vocoder of either kind; [`~loading_tinywave.CheckpointError`] for a folder with another model."""
+    is_hifigan = read_config(folder).get("model_type") == HifiGanConfig.model_type
+    return load_pretrained(HifiGanVocoder if is_hifigan else Vocoder, folder)
 
 
 def _digest_of_weights(model: PreTrainedModel) -> str:

@@ -20,6 +20,7 @@ from .batching_tinywave import Name, Prompt, continue_many
 from .codec_tinywave import SpeechCodec
 from .f0_tinywave import F0Extractor
 from .generation_tinywave import stream_ids
+from .loading_tinywave import load_pretrained
 from .modeling_tinywave import TinyWaveForCausalLM
 from .processing_tinywave import TinyWaveProcessor
 from .prompt_cache_tinywave import PromptCache
@@ -118,7 +119,7 @@ class TinyWavePipeline:
 
         Raises `ValueError` for a folder without codec, `OSError` for one without language model.
         """
-        model = TinyWaveForCausalLM.from_pretrained(folder).eval()
+        model = load_pretrained(TinyWaveForCausalLM, folder)
         codec = SpeechCodec.from_pretrained(folder, decoder=decoder, f0_extractor=f0_extractor)
         return cls(model, TinyWaveProcessor.from_pretrained(folder), codec)
 

@@ -7,6 +7,7 @@ ROOT_MODULES = [
     "configuration_tinywave",
     "tokenization_tinywave",
     "waveform_tinywave",
+    "loading_tinywave",
     "generation_tinywave",
     "batching_tinywave",
     "prompt_cache_tinywave",

@@ -13,6 +13,7 @@ from ..data.storage import write_json
 from ..eval.ablation import TEACHER as TEACHER_RUN
 from ..eval.ablation import ablation_to_markdown, build_ablation, score_run, write_page
 from ..eval.suites import check_streams, read_suite
+from ..loading_tinywave import load_pretrained
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..training.arguments import DistillationArguments
 from ..training.layer_map import LayerMap
@@ -110,7 +111,7 @@ class Ablation:
         encoder = read_encoder(units_folder)
         for path in self.suites.values():
             check_streams(read_suite(path)[0], recipe["streams"], encoder)
-        model = TinyWaveForCausalLM.from_pretrained(teacher)
+        model = load_pretrained(TinyWaveForCausalLM, teacher)
         self.origin = {"teacher": teacher_fingerprint(model), "encoder": encoder}
 
     def _check(self, name: str) -> None:
@@ -147,7 +148,7 @@ class Ablation:
         # What an interrupted run left may be of other settings.
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         folder = self._corrected_teacher() if name == TEACHER_RUN else self._train(name, seed, path.with_suffix(""))
-        model = TinyWaveForCausalLM.from_pretrained(folder, dtype="float32").eval()
+        model = load_pretrained(TinyWaveForCausalLM, folder, dtype="float32")
         record = {"settings": settings, **score_run(model, self.suites, self.held_out)}
         write_json(record, path)
         return record

@@ -18,6 +18,7 @@ from ..eval.sequence_formats import STREAM_FIELDS
 from ..eval.story_suites import DIRECTIONS, SPEECH_TO_SPEECH, StorySuite
 from ..eval.suite_encoding import encode_audio_suite
 from ..eval.suites import is_manifest, read_suite
+from ..loading_tinywave import load_pretrained
 from ..modeling_tinywave import TinyWaveForCausalLM
 from .loading import add_codec_arguments, load_for_scoring, open_codec
 from .shipped import SUITES
@@ -34,6 +35,12 @@ def add_arguments(parser):
     )
     parser.add_argument("--layout", choices=LAYOUTS, help="layout of the folders of recordings (default: found out)")
     parser.add_argument("--strict", action="store_true", help="stop at a recording that is missing or unreadable")
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="accept a manifest that names recordings outside its own folder"
+    )
+    parser.add_argument(
+        "--revision", help="branch, tag or commit of the models, where they are names of repositories of the Hub"
+    )
     parser.add_argument("--units", help="unit shards whose test split gives the perplexity (default: none)")
     parser.add_argument(
         "--normalisation",
@@ -67,7 +74,8 @@ def add_arguments(parser):
 
 def run(arguments) -> int:
     output = Path(arguments.output_dir)
-    models = {STUDENT: _load(arguments.model)} | ({TEACHER: _load(arguments.teacher)} if arguments.teacher else {})
+    named = {STUDENT: arguments.model} | ({TEACHER: arguments.teacher} if arguments.teacher else {})
+    models = {role: _load(name, arguments.revision) for role, name in named.items()}
     streams = models[STUDENT].config.stream_ranges()
     manifests = find_suites(arguments, list(streams), output)
     suites = in_directions(manifests, arguments.directions, arguments.model)
@@ -98,11 +106,11 @@ def run(arguments) -> int:
     return 0
 
 
-def _load(name: str) -> TinyWaveForCausalLM | OnnxForCausalLM:
+def _load(name: str, revision: str | None) -> TinyWaveForCausalLM | OnnxForCausalLM:
     """A model of a folder, or of a repository of the Hub."""
     if Path(name).is_dir():
         return load_for_scoring(name)
-    return TinyWaveForCausalLM.from_pretrained(name, dtype="float32").eval()
+    return load_pretrained(TinyWaveForCausalLM, name, dtype="float32", revision=revision)
 
 
 def find_suites(arguments, streams: list[str], output: Path) -> dict[str, Path]:
@@ -136,7 +144,7 @@ def in_directions(manifests: dict[str, Path], directions: list[str], model: str)
 
 
 def _encode(path: Path, arguments, streams: list[str], folder: Path) -> Path:
-    suite = read_audio_suite(path, arguments.layout, strict=arguments.strict)
+    suite = read_audio_suite(path, arguments.layout, strict=arguments.strict, allow_outside=arguments.allow_outside)
     for problem in suite.problems:
         print(f"{problem.name}: {problem.reason}")
     codec = open_codec(arguments, streams)

@@ -28,6 +28,7 @@ from ..eval.sentiment_consistency import (
 )
 from ..eval.speaker_similarity import load_speaker_encoder
 from ..eval.speech_quality import load_distill_mos
+from ..loading_tinywave import load_pretrained
 from ..pipeline_tinywave import TinyWavePipeline
 from ..style_encoder_tinywave import StyleEncoder
 from .loading import add_codec_arguments, load_language_model, open_codec
@@ -130,5 +131,5 @@ def measure_sentiment(
     """The sentiment kept in speech; the style encoder in the folder `codec` judges."""
     if not prompts:
         return not_measured("no styled corpus was named")
-    style_encoder = StyleEncoder.from_pretrained(Path(codec) / "style_encoder").eval()
+    style_encoder = load_pretrained(StyleEncoder, Path(codec) / "style_encoder")
     return evaluate_sentiment(pipeline, prompts, SpeechSentiment(style_encoder), settings=settings)

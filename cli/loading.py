@@ -9,6 +9,7 @@ from transformers.utils import logging
 from ..codec_tinywave import SpeechCodec
 from ..data.codec_loading import load_codec
 from ..engines.onnx_model import OnnxForCausalLM, is_onnx_folder
+from ..loading_tinywave import CheckpointError, check_model_type, load_pretrained
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
 from .shipped import CODEC
@@ -17,26 +18,45 @@ STREAMS = ("unit", "pitch", "style")
 
 
 def load_language_model(folder: str | Path) -> tuple[TinyWaveForCausalLM | OnnxForCausalLM, TinyWaveProcessor]:
-    """Load a language model for use, and its processor. Raises `FileNotFoundError` where the folder holds none."""
+    """Load a language model for use, and its processor.
+
+    Raises [`~loading_tinywave.CheckpointError`] for a folder without a language model, or with a damaged one.
+    """
     model = load_for_scoring(folder, dtype="auto")
-    return model, TinyWaveProcessor.from_pretrained(folder)
+    return model, load_processor(folder)
+
+
+def load_processor(folder: str | Path) -> TinyWaveProcessor:
+    """Load the processor of a language model; `CheckpointError` for a folder without a readable tokenizer."""
+    return _load_tokens(TinyWaveProcessor, folder)
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a language model; `CheckpointError` for a folder without a readable one."""
+    return _load_tokens(PreTrainedTokenizerFast, folder)
+
+
+def _load_tokens(kind: type, folder: str | Path):
+    try:
+        return kind.from_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # The tokenizers library raises plain exceptions for damaged files.
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"the tokenizer of {folder} cannot be read: {reason}") from error
 
 
 def load_for_scoring(folder: str | Path, dtype: str = "float32") -> TinyWaveForCausalLM | OnnxForCausalLM:
     """Load a language model that is given ids; in PyTorch, or in ONNX, which is in float32 always.
 
     Only a local folder is read: one that does not exist would be taken for the name of a Hub repository.
-    Raises `FileNotFoundError` where the folder holds none.
+    Raises [`~loading_tinywave.CheckpointError`] for a folder without a language model, or with a damaged one.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no TinyWaveForCausalLM (no config.json); name the folder of one, or make the shipped "
-            "models with `tinywave rebuild`"
-        )
+    check_model_type(folder, TinyWaveForCausalLM)
     logging.disable_progress_bar()
     if is_onnx_folder(folder):
         return OnnxForCausalLM.from_pretrained(folder)
-    return TinyWaveForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    return load_pretrained(TinyWaveForCausalLM, folder, dtype=dtype)
 
 
 def load_for_training(
@@ -46,10 +66,10 @@ def load_for_training(
 
     With `streams`, such as ["unit"], it knows only these of its streams of speech (`TinyWaveConfig.with_streams`).
     """
-    model = TinyWaveForCausalLM.from_pretrained(folder, dtype=dtype)
+    model = load_pretrained(TinyWaveForCausalLM, folder, dtype=dtype)
     if streams is not None:
         model.config = model.config.with_streams(streams)
-    return model, PreTrainedTokenizerFast.from_pretrained(folder)
+    return model, load_tokenizer(folder)
 
 
 def add_codec_arguments(parser, speaks: bool = True) -> None:

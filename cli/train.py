@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments, set_seed
 from ..configuration_tinywave import TinyWaveConfig
 from ..data.interleaving import INTERLEAVED, SPEECH_ONLY, InterleavedDataset, JoinedDataset, read_documents
 from ..data.packing import PackedDataset
-from ..modeling_tinywave import TinyWaveForCausalLM
 from ..tokenization_tinywave import build_tokenizer, text_part, train_text_tokenizer
 from ..training.pretraining import add_streams, train_language_model
 from ..training.run_record import RunRecord
+from .loading import load_for_training
 from .recipe import read_recipe
 
 TRAINING_SPLITS = ("train", "validation")
@@ -36,8 +36,7 @@ def run(arguments) -> int:
         return 0
     wanted = TinyWaveConfig.from_preset(recipe["preset"])
     if arguments.init_from:
-        model = TinyWaveForCausalLM.from_pretrained(arguments.init_from, dtype="float32")
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.init_from)
+        model, tokenizer = load_for_training(arguments.init_from)
         if model.config.vocab_size < wanted.vocab_size:
             set_seed(recipe["seed"])
             add_streams(model, wanted)

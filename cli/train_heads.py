@@ -4,6 +4,7 @@ import sys
 
 from transformers import set_seed
 
+from ..loading_tinywave import load_pretrained
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..training.parallel_heads_training import ParallelHeadsArguments, train_parallel_heads
 from ..training.run_record import RunRecord
@@ -33,8 +34,12 @@ def run(arguments) -> int:
         print(arguments.output_dir)
         return 0
     set_seed(recipe["seed"])
-    model = TinyWaveForCausalLM.from_pretrained(
-        arguments.model, dtype="float32", num_parallel_heads=recipe["num_parallel_heads"]
+    model = load_pretrained(
+        TinyWaveForCausalLM,
+        arguments.model,
+        may_be_missing=["parallel_heads."],
+        dtype="float32",
+        num_parallel_heads=recipe["num_parallel_heads"],
     )
     # A teacher of more streams, such as the shipped one, teaches those of the student.
     streams = [name for name in model.config.stream_ranges() if name != "text"]

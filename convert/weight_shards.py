@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.storage import atomic_file, write_json
+from ..data.storage import atomic_file, file_sha256, write_json
 from .key_report import TensorSpec
 
 MAX_SHARD_BYTES = 4_000_000_000
@@ -221,14 +221,3 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity; looked at in pieces, which keeps the memory small."""
     pieces = tensor.reshape(-1).split(_READ_BYTES) if tensor.is_floating_point() else ()
     return all(bool(torch.isfinite(piece).all()) for piece in pieces)
-
-
-def file_sha256(path: Path) -> str | None:
-    """Return the sha256 of a file in hexadecimal digits, or None where it does not exist."""
-    if not path.is_file():
-        return None
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

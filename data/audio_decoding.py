@@ -58,6 +58,11 @@ class DecodedAudio(NamedTuple):
         """Frames that were decoded."""
         return sum(len(block.samples) for block in self.blocks)
 
+    @property
+    def seconds(self) -> float:
+        """Length of what was decoded, in seconds."""
+        return sum(len(block.samples) / block.sampling_rate for block in self.blocks)
+
 
 # Opening
 
@@ -333,6 +338,21 @@ def report_early_end(decoded: DecodedAudio, name: str) -> None:
 
 
 # Recognition
+
+
+def header_seconds(file: BinaryIO) -> float | None:
+    """Return the length in seconds that the header of uncompressed audio or FLAC states; None for other files."""
+    head = file.read(12)
+    file.seek(0)
+    if not _is_audio_head(head) or _is_ffmpeg_first(file, head):
+        return None
+    try:
+        information = soundfile.info(file)
+    except (soundfile.SoundFileError, RuntimeError, TypeError):
+        return None
+    finally:
+        file.seek(0)
+    return information.duration if 0 < information.frames < _LONGEST_PROMISE else None
 
 
 def has_audio(file: BinaryIO) -> bool:

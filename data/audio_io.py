@@ -14,12 +14,20 @@ import numpy as np
 import soundfile
 
 from ..waveform_tinywave import AudioError, AudioWarning, convert_waveform
-from .audio_decoding import decode_audio, describe_source, has_audio, open_source, report_early_end
+from .audio_decoding import (
+    decode_audio,
+    describe_source,
+    has_audio,
+    header_seconds,
+    open_source,
+    report_early_end,
+)
 from .storage import atomic_file
 
 __all__ = [
     "AudioError",
     "AudioWarning",
+    "audio_seconds",
     "convert_waveform",
     "find_audio_files",
     "load_audio",
@@ -69,6 +77,21 @@ def load_audio(
             content.close()
     report_early_end(decoded, name)
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def audio_seconds(source: str | os.PathLike | bytes | BinaryIO) -> float:
+    """Return the length of an audio file in seconds: by its header where that is reliable, else by decoding it.
+
+    Raises:
+        AudioError: for what is not audio.
+    """
+    name = describe_source(source)
+    content = open_source(source, name)
+    try:
+        return header_seconds(content) or decode_audio(content, name).seconds
+    finally:
+        if content is not source:
+            content.close()
 
 
 def find_audio_files(paths: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]:

@@ -9,10 +9,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from safetensors.torch import save_file
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..codec_tinywave import SpeechCodec, load_vocoder
 from ..configuration_tinywave import SpeechEncoderConfig
+from ..loading_tinywave import check_finite, check_model_type, load_pretrained
 from ..pitch_encoder_tinywave import PitchEncoder
 from ..speech_encoder_tinywave import QUANTIZER_FILE, SpeechEncoder
 from ..style_encoder_tinywave import StyleEncoder
@@ -48,16 +49,18 @@ def load_speech_encoder(folder: str | os.PathLike) -> SpeechEncoder:
     Raises `ValueError` when the folder holds neither, `ModuleNotFoundError` when the weight packages are missing.
     """
     folder = Path(folder)
-    if (folder / SAFE_WEIGHTS_NAME).is_file():
-        return SpeechEncoder.from_pretrained(folder).eval()
+    if (folder / SAFE_WEIGHTS_NAME).is_file() or (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        return load_pretrained(SpeechEncoder, folder)
     if not (folder / QUANTIZER_FILE).is_file():
         raise ValueError(
             f"{folder} is not a speech encoder; expected config.json with {SAFE_WEIGHTS_NAME} or {QUANTIZER_FILE}"
         )
+    check_model_type(folder, SpeechEncoder)
     config = SpeechEncoderConfig.from_pretrained(folder)
     encoder = new_speech_encoder(config.num_units, config.layer)
     encoder.config.pooling = config.pooling
     encoder.load_quantizer(folder)
+    check_finite(encoder.quantizer, folder / QUANTIZER_FILE)
     return encoder
 
 
@@ -89,10 +92,10 @@ def load_codec(
         raise ValueError(f"{folder} has no encoder for {' and '.join(missing)}; expected {missing[0]}_encoder in it")
     pitch_encoder = style_encoder = f0_extractor = decoder = None
     if "pitch" in wanted:
-        pitch_encoder = PitchEncoder.from_pretrained(folder / "pitch_encoder").eval()
+        pitch_encoder = load_pretrained(PitchEncoder, folder / "pitch_encoder")
         f0_extractor = load_f0_extractor(pitch_encoder.config.f0_extractor)
     if "style" in wanted:
-        style_encoder = StyleEncoder.from_pretrained(folder / "style_encoder").eval()
+        style_encoder = load_pretrained(StyleEncoder, folder / "style_encoder")
     if vocoder is None and (folder / "vocoder" / "config.json").is_file():
         vocoder = folder / "vocoder"
     speaker = None if vocoder is None else load_vocoder(vocoder)

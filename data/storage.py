@@ -13,9 +13,39 @@ from pathlib import Path
 
 # File systems allow 255 bytes for a name, and a character takes up to four.
 _NAME_CHARACTERS = 50
+_MAX_NAME_BYTES = 200
 _WHOLE_FILE_BYTES = 16 * 2**20
 _BLOCK_BYTES = 2**20
 _NUM_BLOCKS = 16
+
+
+def check_plain_name(name: str, what: str) -> str:
+    """Return a name that comes from a file and becomes the name of another one.
+
+    Raises:
+        ValueError: for a name that is empty, begins with a dot, has a path separator, a colon or a control
+            character, or more than 200 bytes.
+    """
+    is_plain = name.isprintable() and not set(name) & set("/\\:") and not name.startswith(".") and name.strip()
+    if not is_plain or len(os.fsencode(name)) > _MAX_NAME_BYTES:
+        raise ValueError(f"{what} is {name[:80]!r}; expected a plain name without path separators")
+    return name
+
+
+def path_inside(folder: str | os.PathLike, name: str | os.PathLike) -> Path:
+    """Return the path of a file that another file names, relative to `folder`.
+
+    Raises:
+        ValueError: where the path, symbolic links resolved, is not inside `folder`.
+    """
+    path = Path(folder) / name
+    try:
+        is_inside = path.resolve().is_relative_to(Path(folder).resolve())
+    except (OSError, ValueError, RuntimeError):  # NUL in the name, a loop of links
+        is_inside = False
+    if not is_inside:
+        raise ValueError(f"{str(name)!r} is not inside {folder}")
+    return path
 
 
 def partial_path(path: str | os.PathLike) -> Path:
@@ -90,6 +120,14 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """Write the content of a file."""
     with atomic_file(path) as partial:
         partial.write_bytes(content)
+
+
+def file_sha256(path: str | os.PathLike) -> str | None:
+    """Return the SHA-256 of a file in hexadecimal digits, or None where it does not exist."""
+    if not Path(path).is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_digest(files: Iterable[str | os.PathLike]) -> str:

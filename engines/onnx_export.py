@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..configuration_tinywave import TinyWaveConfig
-from ..data.storage import atomic_folder
+from ..data.storage import atomic_folder, file_sha256
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
 from .onnx_model import DATA_FILE, FORMAT_VERSION, MODEL_FILE, RECORD_FILE
@@ -88,6 +88,7 @@ def export_onnx(
         _write_json(_genai_config(config), partial / "genai_config.json")
         record = {"engine": f"onnx-{name}", "format_version": FORMAT_VERSION, "weights": name, **kind._asdict()}
         sizes = {"num_parameters": _count_parameters(model), "linear_bytes": graph.linear_bytes}
+        sizes["sha256"] = {file: file_sha256(partial / file) for file in (MODEL_FILE, DATA_FILE)}
         _write_json(record | sizes, partial / RECORD_FILE)
     return Path(folder)
 

@@ -15,12 +15,14 @@ from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..configuration_tinywave import TinyWaveConfig
+from ..data.storage import file_sha256
 from ..generation_tinywave import ModalityGenerationMixin
+from ..loading_tinywave import CheckpointError, check_model_type
 from .in_place_cache import make_room
 
 MODEL_FILE, DATA_FILE, RECORD_FILE = "model.onnx", "model.onnx.data", "engine.json"
 # Of the graph's inputs and outputs and of the record; another version is not read.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class OnnxForCausalLM(ModalityGenerationMixin, PreTrainedModel):
@@ -54,6 +56,8 @@ class OnnxForCausalLM(ModalityGenerationMixin, PreTrainedModel):
             ModuleNotFoundError: without the package onnxruntime.
         """
         record = read_record(folder)
+        check_model_type(folder, cls)
+        _check_weights(Path(folder), record)
         model = cls(TinyWaveConfig.from_pretrained(folder), _open_session(Path(folder) / MODEL_FILE), record)
         model.generation_config = GenerationConfig.from_pretrained(folder)
         return model.eval()
@@ -168,14 +172,27 @@ class OnnxForCausalLM(ModalityGenerationMixin, PreTrainedModel):
 def read_record(folder: str | os.PathLike) -> dict:
     """The record of an exported folder. Raises `ValueError` where this version did not write it."""
     path = Path(folder) / RECORD_FILE
-    version = json.loads(path.read_text(encoding="utf-8")).get("format_version") if path.is_file() else None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    version = record.get("format_version") if isinstance(record, dict) else None
     if version != FORMAT_VERSION:
         found = f"{RECORD_FILE} of format {version}" if path.is_file() else f"no {RECORD_FILE}"
-        raise ValueError(
+        raise CheckpointError(
             f"found {found} in {folder}; expected format {FORMAT_VERSION}. Export the model again with "
             "`tinywave export MODEL FOLDER --engine onnx`"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def _check_weights(folder: Path, record: dict) -> None:
+    """Refuse files that are not those of the export: their digests are in its record."""
+    digests = record.get("sha256")
+    for name in (MODEL_FILE, DATA_FILE):
+        expected = digests.get(name) if isinstance(digests, dict) else None
+        if file_sha256(folder / name) != expected:
+            raise CheckpointError(f"{folder / name} is missing or damaged (SHA-256); export the model again")
 
 
 def is_onnx_folder(folder: str | os.PathLike) -> bool:
@@ -195,7 +212,11 @@ def _open_session(path: Path):
     options.log_severity_level = 3
     # Threads that spin while they wait take the cores of vocoder and encoder, and time where cores are shared.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # Damaged files raise classes of onnxruntime that have no common base.
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} cannot be loaded: {reason}") from error
 
 
 def _rows_of(

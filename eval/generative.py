@@ -27,6 +27,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from ..codec_tinywave import SpeechCodec
+from ..loading_tinywave import load_pretrained
 from ..pipeline_tinywave import TinyWavePipeline
 from ..tokenization_tinywave import Segment, deduplicate
 from .codec_measures import is_measured, measured_ratio, not_measured
@@ -175,7 +176,7 @@ def load_judge(path: str | os.PathLike) -> Judge:
     if is_gguf and importlib.util.find_spec("gguf") is None:
         raise ModuleNotFoundError(f"{path} needs the package gguf; run: pip install gguf")
     folder, options = (path.parent, {"gguf_file": path.name}) if is_gguf else (path, {})
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+    model = load_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32, **options)
     return Judge(path.stem if is_gguf else path.name, model, AutoTokenizer.from_pretrained(folder, **options))
 
 

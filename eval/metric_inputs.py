@@ -17,6 +17,7 @@ from pyarrow.json import read_json
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from ..loading_tinywave import check_model_type, load_pretrained
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..tokenization_tinywave import SpeechStreams
 from .aggregation import AGGREGATIONS
@@ -281,10 +282,9 @@ def _model_and_format(model, sequence_format, deduplicate) -> tuple[nn.Module, S
     if sequence_format is not None and deduplicate is not None:
         raise ValueError("Found `deduplicate` and `sequence_format`; the format says whether repeats are merged.")
     if isinstance(model, str | os.PathLike):
-        if not (Path(model) / "config.json").is_file():
-            raise FileNotFoundError(f"{model} is no model folder; it has no config.json.")
         loader = TinyWaveForCausalLM if sequence_format is None else AutoModelForCausalLM
-        model = loader.from_pretrained(model, dtype="float32").eval()
+        check_model_type(model, loader)
+        model = load_pretrained(loader, model, dtype="float32")
     if sequence_format is None:
         sequence_format = SpeechSequenceFormat(model.config, deduplicate=deduplicate is not False)
     return model, sequence_format

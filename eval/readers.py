@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-import soundfile
-
+from ..data.audio_io import AudioError, audio_seconds
+from ..data.storage import path_inside
 from .release_layouts import CONTEXT, LAYOUTS, NEGATIVE, POSITIVE, Listing, Problem, Recording, natural_key
 from .salmon_tables import StoredRecording
 from .suites import HALVES, SuiteError
@@ -64,7 +64,12 @@ class AudioSuite:
 
 
 def read_audio_suite(
-    path: str | os.PathLike, layout: str | None = None, *, strict: bool = False, min_seconds: float = 0.1
+    path: str | os.PathLike,
+    layout: str | None = None,
+    *,
+    strict: bool = False,
+    min_seconds: float = 0.1,
+    allow_outside: bool = False,
 ) -> AudioSuite:
     """Lists the pairs of a released suite; durations come from the headers of the files.
 
@@ -76,6 +81,8 @@ def read_audio_suite(
         layout (`str`, *optional*): one of `LAYOUTS`. Default: what the folder looks like.
         strict (`bool`, defaults to False): refuse a suite with problems.
         min_seconds (`float`, defaults to 0.1): shortest recording that is accepted.
+        allow_outside (`bool`, defaults to False): accept recordings that a manifest, a list or a symbolic link names
+            outside the folder of the suite. A file from elsewhere should not decide which other files are read.
 
     Raises:
         SuiteError: no or several layouts fit, a table lacks columns, no pair can be used, or problems where `strict`.
@@ -89,7 +96,10 @@ def read_audio_suite(
     if layout not in LAYOUTS:
         raise SuiteError(f"Unknown layout {layout!r}; expected one of {tuple(LAYOUTS)}.")
     listing = LAYOUTS[layout].list_recordings(root)
-    pairs, problems = _pair_up(listing, root if root.is_dir() else root.parent, min_seconds)
+    folder = root if root.is_dir() else root.parent
+    if not allow_outside:
+        _refuse_outside(listing, folder)
+    pairs, problems = _pair_up(listing, folder, min_seconds)
     problems = sorted({*listing.problems, *problems}, key=lambda problem: (natural_key(problem.name), problem.reason))
     if problems and (strict or not pairs):
         refuse_problems(path, problems)
@@ -97,6 +107,18 @@ def read_audio_suite(
         raise SuiteError(f"{path} holds no pairs of the layout {layout!r}; expected {LAYOUTS[layout].expects}.")
     pairs.sort(key=lambda pair: (natural_key(pair.part), natural_key(pair.id)))
     return AudioSuite(listing.suite, layout, tuple(pairs), tuple(problems))
+
+
+def _refuse_outside(listing: Listing, folder: Path) -> None:
+    for recording in listing.recordings:
+        file = recording.path.table if isinstance(recording.path, StoredRecording) else recording.path
+        try:
+            path_inside(folder, file)
+        except ValueError as error:
+            raise SuiteError(
+                f"the pair {recording.id!r} names a recording outside the suite: {error}; move the recordings into "
+                "the folder, or allow it with --allow-outside"
+            ) from error
 
 
 def refuse_problems(path: str | os.PathLike, problems: Sequence[Problem]) -> NoReturn:
@@ -173,9 +195,9 @@ def _defect_of_file(path: Path | StoredRecording, min_seconds: float) -> str | N
     if not stored and not path.is_file():
         return "does not exist"
     try:
-        seconds = soundfile.info(path.open() if stored else path).duration
-    except (soundfile.SoundFileError, TypeError) as error:
-        return f"is not audio that can be read ({getattr(error, 'error_string', error)})"
+        seconds = audio_seconds(path.open() if stored else path)
+    except AudioError as error:
+        return str(error).removeprefix(str(path)).strip()
     return None if seconds >= min_seconds else f"lasts {seconds:.3g} s; expected at least {min_seconds:g} s"
 
 

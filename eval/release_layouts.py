@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.audio_io import find_audio_files
+from ..data.storage import check_plain_name
 from .aggregation import OUT_OF_VOCABULARY, SALMON_PARTS
 from .salmon_tables import AUDIO_COLUMNS, StoredRecording, read_labels, salmon_tables
 from .suites import HALVES, SuiteError
@@ -431,10 +432,18 @@ def _list_manifest(path: Path) -> Listing:
     if len(suites) > 1:
         raise SuiteError(f"{file} holds the suites {suites}; expected one manifest a suite.")
     named = file.stem if file.stem.lower() != "manifest" else file.absolute().parent.name
-    listing = Listing(suites[0] or named, problems=problems)
+    listing = Listing(_plain_suite_name(suites[0] or named, file), problems=problems)
     for number, row in rows:
         listing.recordings += _row_to_recordings(row, f"{file.name}, row {number}", file.parent, listing)
     return listing
+
+
+def _plain_suite_name(name: str, file: Path) -> str:
+    """The name of a suite, which becomes that of its files."""
+    try:
+        return check_plain_name(name, f"the suite of {file}")
+    except ValueError as error:
+        raise SuiteError(str(error)) from error
 
 
 def _cell(row: Mapping, name: str) -> str:

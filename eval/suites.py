@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import nn
 
-from ..data.storage import atomic_file
+from ..data.storage import atomic_file, check_plain_name
 from ..tokenization_tinywave import SpeechStreams
 from .contrast import CONTRASTS, LOCAL_WINDOW, score_contrasts
 from .scoring import NORMALISATIONS, SequenceScore, pair_credit, score_sequences, speech_to_sequences
@@ -201,6 +201,10 @@ def validate_pairs(pairs: Sequence[Pair]) -> None:
     for name in ("suite", "encoder"):
         if len(values := sorted({str(getattr(pair, name)) for pair in pairs})) > 1:
             raise SuiteError(f"One manifest holds one {name}; found {values}.")
+    try:
+        check_plain_name(pairs[0].suite, "the name of the suite")
+    except ValueError as error:
+        raise SuiteError(str(error)) from error
     id_, count = Counter(pair.id for pair in pairs).most_common(1)[0]
     if count > 1:
         raise SuiteError(f"Duplicate id {id_!r} ({count} times); expected unique ids.")

@@ -205,5 +205,5 @@ def test_folders_that_hold_no_codec_are_refused(encoder, tmp_path):
     SpeechCodec(encoder).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no encoder for pitch and style; expected pitch_encoder in it"):
         load_codec(tmp_path, ["unit", "pitch", "style"])
-    with pytest.raises(FileNotFoundError, match="holds no vocoder"):
+    with pytest.raises(FileNotFoundError, match="nowhere contains no model"):
         load_codec(tmp_path, vocoder=tmp_path / "nowhere")

@@ -17,6 +17,7 @@ UPLOADED = {
     "configuration_tinywave": 0,
     "tokenization_tinywave": 0,
     "waveform_tinywave": 1,
+    "loading_tinywave": 1,
     "generation_tinywave": 1,
     "batching_tinywave": 1,
     "prompt_cache_tinywave": 1,

@@ -369,7 +369,7 @@ def test_an_export_of_another_version_is_refused(teacher, tmp_path, capsys, monk
         load_for_scoring(folder)
     record = json.loads((folder / "engine.json").read_text())
     (folder / "engine.json").write_text(json.dumps(record | {"format_version": 0}))
-    with pytest.raises(ValueError, match="found engine.json of format 0 in .*; expected format 1. Export the model"):
+    with pytest.raises(ValueError, match="found engine.json of format 0 in .*; expected format 2. Export the model"):
         load_for_scoring(folder)
     (folder / "engine.json").unlink()
     with pytest.raises(ValueError, match="found no engine.json in"):

@@ -179,7 +179,7 @@ def test_what_cannot_be_encoded_is_reported_and_left_out(salmon, codec, tmp_path
         ("encoding", "rir_consistency/1"),
         ("encoding", "sentiment_alignment/0"),
     ]
-    assert "sample_1_0.flac is damaged audio" in record["problems"][0]["reason"]
+    assert "sample_1_0.flac is not audio that can be read" in record["problems"][0]["reason"]
     assert "sample_0_1.flac: " in record["problems"][1]["reason"] and "50 ms" in record["problems"][1]["reason"]
     assert f"{output}: 4 pairs, 2 problems, listed in salmon.json" in capsys.readouterr().out
     # What was left out stays so when the manifest is used again, and is refused by a strict run.

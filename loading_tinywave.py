@@ -1,0 +1,180 @@
+"""The loader of every model of this package: no model is used with weights that were not loaded.
+
+`from_pretrained` of transformers initializes a missing tensor at random and warns. [`load_pretrained`] refuses it, and
+checks the kind of the model and the values of its weights.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+_NUM_SHOWN = 3
+_SPEECH_FIELD = "num_units"
+
+
+class CheckpointError(ValueError):
+    """A model folder that cannot be used; the message names the file, what was found and what is expected."""
+
+
+def load_pretrained(
+    model_class: type[Model],
+    name_or_path: str | os.PathLike,
+    *,
+    may_be_missing: Sequence[str] = (),
+    **options: Any,
+) -> Model:
+    """Load a model for use, and check that all of it was loaded.
+
+    Args:
+        model_class: a class of this package, or an `AutoModel` class.
+        name_or_path: a folder with config.json and safetensors weights, or the name of a repository of the Hub.
+        may_be_missing (*optional*): beginnings of the names of tensors that the checkpoint does not need to have, such
+            as parallel heads that are trained next.
+        options: of `from_pretrained`, such as `dtype` and `revision`.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        CheckpointError: for a model of another kind, a damaged file, and missing, unexpected, misshapen or non-finite
+            tensors, by name.
+        FileNotFoundError: for a folder without a model.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        check_model_type(folder, model_class)
+        if "gguf_file" not in options:
+            _check_num_layers(folder, read_config(folder))
+    try:
+        model, report = model_class.from_pretrained(name_or_path, output_loading_info=True, **options)
+    except CheckpointError:
+        raise
+    except (RuntimeError, SafetensorError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{name_or_path} cannot be loaded as {model_class.__name__}: {reason}") from error
+    missing = [name for name in report["missing_keys"] if not name.startswith(tuple(may_be_missing) or "\0")]
+    _refuse(name_or_path, "lacks", missing)
+    _refuse(name_or_path, "has unexpected", report["unexpected_keys"])
+    _refuse(name_or_path, "has misshapen", [str(key[0]) for key in report["mismatched_keys"]])
+    check_finite(model, name_or_path, may_be_missing)
+    return model.eval()
+
+
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+    """Return the content of config.json in a model folder.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        CheckpointError: for one that is not a JSON object.
+    """
+    path = Path(folder) / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{folder} contains no model: {CONFIG_NAME} is missing") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} contains {type(config).__name__}; expected a JSON object")
+    return config
+
+
+def check_model_type(folder: str | os.PathLike, model_class: type[PreTrainedModel]) -> None:
+    """Raise [`CheckpointError`] for a folder whose model is of another kind than a class of this package."""
+    config_class = getattr(model_class, "config_class", None)
+    config, expected = read_config(folder), getattr(config_class, "model_type", None)
+    if expected is None:
+        return
+    found = config.get("model_type")
+    if found != expected:
+        raise CheckpointError(
+            f"{folder} contains a model of type {found!r}; expected {expected!r} ({model_class.__name__})"
+        )
+    # A language model is stored as Llama, for programs that support no other type; its unit ids distinguish it.
+    if hasattr(config_class, "stream_ranges") and _SPEECH_FIELD not in config:
+        raise CheckpointError(
+            f"{folder} contains a {found} model without {_SPEECH_FIELD!r} in {CONFIG_NAME}; expected a model of "
+            f"speech units ({model_class.__name__})"
+        )
+
+
+def check_finite(model: torch.nn.Module, name: str | os.PathLike, may_be_missing: Sequence[str] = ()) -> None:
+    """Raise [`CheckpointError`] naming the tensors of a model that hold NaN or infinite values."""
+    bad = [
+        key
+        for key, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not key.startswith(tuple(may_be_missing) or "\0") and not _is_finite(tensor)
+    ]
+    _refuse(name, "has NaN or infinite values in", bad)
+
+
+def weight_files(folder: str | os.PathLike) -> list[Path]:
+    """Return the safetensors files of a model folder, one or the shards of an index.
+
+    Raises:
+        CheckpointError: where there are none, and for an index that is damaged or names files outside the folder.
+    """
+    folder = Path(folder)
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return [folder / SAFE_WEIGHTS_NAME]
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        raise CheckpointError(
+            f"{folder} contains no weights; expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}"
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is not an index of shards: {error!r}") from error
+    if outside:
+        raise CheckpointError(f"{index} names {outside[0]!r}; expected names of .safetensors files in its folder")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointError(f"{index} names {missing[0]}, which does not exist")
+    return [folder / name for name in names]
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Return the names of the tensors of a safetensors file; [`CheckpointError`] for a damaged one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
+
+
+def _check_num_layers(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse more layers than there are tensors, before a module is built for each of them."""
+    num_tensors = sum(len(tensor_names(path)) for path in weight_files(folder))
+    for name, value in _numbers_of_layers(config):
+        if not 0 <= value <= num_tensors:
+            raise CheckpointError(
+                f"{folder / CONFIG_NAME} states {name}={value:,}, and the weights consist of {num_tensors} tensors"
+            )
+
+
+def _numbers_of_layers(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers_of_layers(value)
+        elif name.endswith("_layers") and isinstance(value, int):
+            yield name, value
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # The sum of a finite tensor is finite unless it overflows; only then every element is looked at.
+    return bool(tensor.float().sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _refuse(name: str | os.PathLike, problem: str, keys: Sequence[str]) -> None:
+    if keys:
+        shown = ", ".join(sorted(keys)[:_NUM_SHOWN]) + (", ..." if len(keys) > _NUM_SHOWN else "")
+        raise CheckpointError(f"{name} {problem} {len(keys)} tensor{'s' if len(keys) > 1 else ''}: {shown}")
