@@ -41,6 +41,7 @@ METRICS = [
 FOLDERS = [
     "data",
     "engines",
+    "stages",
     "training",
     "eval",
     "cli",
@@ -62,10 +63,12 @@ REQUIREMENTS = [
     "numpy>=2.4",
     "pyarrow>=24",
     "pyyaml>=6",
+    "pydantic>=2.12",
     "soundfile>=0.14",
     "av>=18.1",
     "soxr>=1.1",
     "tqdm>=4.70",
+    "filelock>=3.20",
 ]
 VOICE = ["hibari-tts==0.2.1", "onnx>=1.23", "onnxruntime>=1.31", "swift-f0>=0.3"]
 EXTRAS = {

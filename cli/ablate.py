@@ -15,23 +15,24 @@ from ..eval.ablation import ablation_to_markdown, build_ablation, score_run, wri
 from ..eval.suites import check_streams, read_suite
 from ..loading_tinywave import load_pretrained
 from ..modeling_tinywave import TinyWaveForCausalLM
-from ..training.arguments import DistillationArguments
+from ..stages.recipes import AblationRecipe, CorrectionRecipe, DistillationRecipe
+from ..training.arguments import CorrectionArguments, DistillationArguments
 from ..training.layer_map import LayerMap
 from ..training.student_init import student_config
 from ..training.teacher_cache import teacher_fingerprint
 from .correct import correct
 from .distill import distill
 from .loading import load_for_training
-from .recipe import read_recipe
+from .recipe import RecipeArgument, read_recipe
 from .shipped import SUITES, TEACHER
 
 RECIPE_KEYS = ("distillation", "correction", "streams", "suites", "seeds", "reference", "training", "runs")
 
+RECIPE = RecipeArgument("ablation recipe", AblationRecipe, default="ablation", training=DistillationArguments)
+
 
 def add_arguments(parser):
-    parser.add_argument(
-        "recipe", nargs="?", default="ablation", help="ablation recipe: a YAML file or the name of a packaged one"
-    )
+    RECIPE.declare(parser)
     parser.add_argument("--teacher", default=str(TEACHER), help="model folder")
     parser.add_argument("--units", required=True, help="folder that `tinywave extract-units` wrote")
     parser.add_argument("--suites", default=str(SUITES), help="folder of suite manifests")
@@ -40,7 +41,7 @@ def add_arguments(parser):
 
 
 def run(arguments) -> int:
-    recipe, folder = read_recipe(arguments.recipe), Path(arguments.output_dir)
+    recipe, folder = RECIPE.read(arguments), Path(arguments.output_dir)
     ablation = Ablation(recipe, arguments.teacher, arguments.units, arguments.suites, folder).run()
     write_json(ablation, folder / "ablation.json")
     if arguments.page:
@@ -74,6 +75,16 @@ class AblationRun:
         return cls(**(settings or {}))
 
 
+def _correction_recipe(recipe: dict) -> dict:
+    correction = read_recipe(recipe["correction"], CorrectionRecipe, training=CorrectionArguments)
+    return correction | {"streams": recipe["streams"]}
+
+
+def _base_recipe(recipe: dict) -> dict:
+    distillation = read_recipe(recipe["distillation"], DistillationRecipe, training=DistillationArguments)
+    return distillation | {"streams": recipe["streams"]}
+
+
 class Ablation:
     """The runs of one recipe, each of every seed. A finished run leaves one file and is not repeated.
 
@@ -94,7 +105,9 @@ class Ablation:
         if missing := [name for name in RECIPE_KEYS if name not in recipe]:
             raise ValueError(f"The recipe has no {', '.join(missing)}; expected {', '.join(RECIPE_KEYS)}.")
         self.recipe, self.teacher, self.units_folder, self.folder = recipe, teacher, units_folder, folder
-        self.correction = read_recipe(recipe["correction"]) | {"streams": recipe["streams"]}
+        self.correction = read_recipe(recipe["correction"], CorrectionRecipe, training=CorrectionArguments) | {
+            "streams": recipe["streams"]
+        }
         self.runs = {name: AblationRun.from_recipe(name, settings) for name, settings in recipe["runs"].items()}
         if recipe["reference"] not in self.runs or TEACHER_RUN in self.runs:
             raise ValueError(
@@ -164,7 +177,10 @@ class Ablation:
 
     def _distillation_recipe(self, name: str, seed: int) -> dict:
         changes = self.runs[name]
-        recipe = read_recipe(self.recipe["distillation"]) | {"streams": self.recipe["streams"], "seed": seed}
+        recipe = read_recipe(self.recipe["distillation"], DistillationRecipe, training=DistillationArguments) | {
+            "streams": self.recipe["streams"],
+            "seed": seed,
+        }
         recipe["training"] = {**recipe["training"], **self.recipe["training"], **changes.training}
         return recipe | ({"layer_map": changes.layer_map} if changes.layer_map else {})
 

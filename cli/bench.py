@@ -6,6 +6,7 @@ from dataclasses import asdict
 import torch
 
 from ..benchmarks.decode import ENGINES, NUM_NEW_TOKENS, NUM_PROMPT_TOKENS, compare_engines, measure_decoding
+from .argument_types import NUM_PROCESSES, NUM_TOKENS
 
 
 def add_arguments(parser):
@@ -19,9 +20,11 @@ def add_arguments(parser):
         default=["torch-bfloat16"],
         help="how the weights are computed with; several are compared, each in a process of its own",
     )
-    parser.add_argument("--prompt-tokens", type=int, default=NUM_PROMPT_TOKENS, help="length of the prompt")
-    parser.add_argument("--new-tokens", type=int, default=NUM_NEW_TOKENS, help="tokens that are timed, one by one")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own choice)")
+    parser.add_argument("--prompt-tokens", type=NUM_TOKENS, default=NUM_PROMPT_TOKENS, help="length of the prompt")
+    parser.add_argument(
+        "--new-tokens", type=NUM_TOKENS, default=NUM_NEW_TOKENS, help="tokens that are timed one by one"
+    )
+    parser.add_argument("--threads", type=NUM_PROCESSES, help="threads of PyTorch (default: its own choice)")
     parser.add_argument("--plot", help="SVG file of the tokens a second to write as well")
     parser.add_argument("--json", action="store_true", help="print JSON: an object, or of several engines a list")
 

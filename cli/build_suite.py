@@ -2,13 +2,14 @@
 
 from ..eval.release_suites import SUITES
 from ..eval.suite_releases import RELEASE_VOICES, build_release, verify_unseen
+from .argument_types import NUM_PAIRS, NUM_PROCESSES, SEED
 
 
 def add_arguments(parser):
     parser.add_argument("suite", choices=tuple(SUITES), help="suite to build in the folders of its official release")
     parser.add_argument("--output-dir", required=True, help="folder of the release; a new or an interrupted one")
-    parser.add_argument("--pairs", type=int, default=200, help="number of pairs, in each part where there are parts")
-    parser.add_argument("--seed", type=int, default=0, help="fixes texts, voices, noises and rooms")
+    parser.add_argument("--pairs", type=NUM_PAIRS, default=200, help="pairs of the suite, or of each of its parts")
+    parser.add_argument("--seed", type=SEED, default=0, help="fixes texts, voices, noises and rooms")
     parser.add_argument(
         "--voices",
         nargs="+",
@@ -23,7 +24,7 @@ def add_arguments(parser):
         help="corpora that a model was trained on; stops where they hold a sentence of the suite, or a voice that it "
         "calls unseen",
     )
-    parser.add_argument("--num-processes", type=int, default=2, help="worker processes that speak")
+    parser.add_argument("--num-processes", type=NUM_PROCESSES, default=2, help="worker processes that speak")
 
 
 def run(arguments) -> int:

@@ -3,20 +3,24 @@
 from pathlib import Path
 
 from ..eval.builders import build_suite
+from ..stages.recipes import SuitesRecipe
+from .argument_types import NUM_PROCESSES
 from .loading import add_codec_arguments, add_streams_argument, open_codec
-from .recipe import read_recipe
+from .recipe import RecipeArgument
+
+RECIPE = RecipeArgument("suite recipe", SuitesRecipe)
 
 
 def add_arguments(parser):
-    parser.add_argument("recipe", help="suite recipe: a YAML file or the name of a packaged one")
+    RECIPE.declare(parser)
     add_codec_arguments(parser, speaks=False)
     add_streams_argument(parser)
     parser.add_argument("--output-dir", required=True, help="folder of the manifests; speech goes into its `speech`")
-    parser.add_argument("--num-processes", type=int, default=2, help="worker processes that speak")
+    parser.add_argument("--num-processes", type=NUM_PROCESSES, default=2, help="worker processes that speak")
 
 
 def run(arguments) -> int:
-    recipe = read_recipe(arguments.recipe)
+    recipe = RECIPE.read(arguments)
     codec = open_codec(arguments, arguments.streams)
     output = Path(arguments.output_dir)
     for name, num_pairs in recipe["suites"].items():

@@ -11,13 +11,16 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..data.collators import CausalLanguageModelCollator
+from ..stages.recipes import DistillationRecipe
+from ..training.arguments import DistillationArguments
 from ..training.cached_teacher import CachedTeacher
 from ..training.layer_map import LayerMap
 from ..training.teacher_cache import CacheSettings, TeacherCacheWriter
+from .argument_types import COUNT, NUM_TOKENS
 from .distill import prune
 from .loading import load_for_training
 from .plan import read_training
-from .recipe import read_recipe
+from .recipe import RecipeArgument
 from .shipped import TEACHER
 from .train import make_dataset, pack
 
@@ -25,20 +28,22 @@ _KNOWN_IDS = {"top-k": "top_k", "speech": "speech", "all": "all"}
 # Examples on which the student is compared with what is kept, and on which two epochs are compared.
 _NUM_COMPARED, _NUM_DRAWN = 4, 64
 
+RECIPE = RecipeArgument("distillation recipe", DistillationRecipe, training=DistillationArguments)
+
 
 def add_arguments(parser):
-    parser.add_argument("recipe", help="distillation recipe: a YAML file or the name of a packaged one")
+    RECIPE.declare(parser)
     parser.add_argument("--teacher", default=str(TEACHER), help="model folder")
     parser.add_argument("--units", required=True, help="folder that `tinywave extract-units` wrote")
     parser.add_argument("--output-dir", required=True, help="folder of the cache; an interrupted one continues there")
     parser.add_argument("--known-ids", choices=_KNOWN_IDS, default="top-k", help="ids whose probability is kept")
-    parser.add_argument("--top-k", type=int, default=64, help="how many of the likeliest ids are kept for top-k")
+    parser.add_argument("--top-k", type=NUM_TOKENS, default=64, help="number of most probable ids kept for top-k")
     parser.add_argument("--hidden-states", action="store_true", help="keep the layer map's hidden states too")
-    parser.add_argument("--epochs", type=int, default=1, help="draws of the data to cache, one an epoch of training")
+    parser.add_argument("--epochs", type=COUNT, default=1, help="draws of the data to cache, one an epoch of training")
 
 
 def run(arguments) -> int:
-    recipe = read_recipe(arguments.recipe)
+    recipe = RECIPE.read(arguments)
     if arguments.epochs < 1:
         raise ValueError(f"--epochs is {arguments.epochs}; expected 1 or more")
     training, layer_map = read_training(recipe["training"]), LayerMap.from_pairs(recipe["layer_map"])

@@ -5,26 +5,29 @@ from pathlib import Path
 
 from ..data.collators import CausalLanguageModelCollator
 from ..processing_tinywave import TinyWaveProcessor
+from ..stages.recipes import CorrectionRecipe
 from ..training.arguments import CorrectionArguments
 from ..training.checkpoints import last_checkpoint
 from ..training.model_card import write_correction_card
 from ..training.run_record import RunRecord
 from ..training.teacher_correction import correct_teacher
 from .loading import load_for_training
-from .recipe import read_recipe
+from .recipe import RecipeArgument
 from .shipped import TEACHER
 from .train import make_dataset, pack
 
+RECIPE = RecipeArgument("correction recipe", CorrectionRecipe, training=CorrectionArguments)
+
 
 def add_arguments(parser):
-    parser.add_argument("recipe", help="correction recipe: a YAML file or the name of a packaged one")
+    RECIPE.declare(parser)
     parser.add_argument("--teacher", default=str(TEACHER), help="model folder")
     parser.add_argument("--units", required=True, help="folder that `tinywave extract-units` wrote")
     parser.add_argument("--output-dir", required=True, help="folder of the corrected teacher")
 
 
 def run(arguments) -> int:
-    correct(read_recipe(arguments.recipe), arguments.teacher, arguments.units, arguments.output_dir)
+    correct(RECIPE.read(arguments), arguments.teacher, arguments.units, arguments.output_dir)
     print(arguments.output_dir)
     return 0
 

@@ -57,6 +57,14 @@ def record_to_streams(record: dict, codec: SpeechCodec) -> SpeechStreams:
             f"the record is of the codec {record['codec']}, this one is {codec.fingerprint()}; decode with the "
             "--codec and --speech-encoder that it was encoded with"
         )
+    rates = {"unit": codec.speech_encoder.frame_rate, "pitch": codec.pitch_rate, "style": codec.style_rate}
+    for stream, expected in rates.items():
+        found = record.get(f"{stream}_rate")
+        if found is not None and expected is not None and found != expected:
+            raise ValueError(
+                f"the record has a {stream}_rate of {found!r} Hz, and the codec decodes {expected:g} Hz; decode with "
+                "the codec that it was encoded with"
+            )
     if record.get("units") is not None:
         return SpeechStreams(*(record.get(name) for name in STREAM_FIELDS))
     layout = codec.token_layout()

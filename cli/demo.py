@@ -1,8 +1,10 @@
 """`tinywave demo --port 7861`"""
 
+from .argument_types import PORT
+
 
 def add_arguments(parser):
-    parser.add_argument("--port", type=int, default=7860, help="to serve the page at")
+    parser.add_argument("--port", type=PORT, default=7860, help="to serve the page at")
     parser.add_argument("--host", default="127.0.0.1", help="to listen at; 0.0.0.0 lets other computers in")
     parser.add_argument(
         "--model",

@@ -10,6 +10,7 @@ from ..data.collators import CausalLanguageModelCollator
 from ..distill_trainer import DistillationTrainer
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
+from ..stages.recipes import DistillationRecipe
 from ..training.arguments import DistillationArguments
 from ..training.cached_teacher import CachedTeacher
 from ..training.checkpoints import last_checkpoint
@@ -18,7 +19,7 @@ from ..training.model_card import write_model_card
 from ..training.run_record import RunRecord
 from ..training.student_init import student_config, student_from_teacher
 from .loading import load_for_training
-from .recipe import read_recipe
+from .recipe import RecipeArgument
 from .shipped import TEACHER
 from .train import make_dataset, pack
 
@@ -27,9 +28,11 @@ WITHOUT_TEACHER = {"cross_entropy_weight": 1.0, "logits_weight": 0.0, "hidden_we
 # What Minitron ranks units, heads and channels on (arXiv 2407.14679).
 NUM_CALIBRATION_EXAMPLES = 1024
 
+RECIPE = RecipeArgument("distillation recipe", DistillationRecipe, training=DistillationArguments)
+
 
 def add_arguments(parser):
-    parser.add_argument("recipe", help="distillation recipe: a YAML file or the name of a packaged one")
+    RECIPE.declare(parser)
     parser.add_argument("--teacher", default=str(TEACHER), help="model folder")
     parser.add_argument("--units", required=True, help="folder that `tinywave extract-units` wrote")
     parser.add_argument("--output-dir", required=True, help="folder of the student and its checkpoints")
@@ -44,7 +47,7 @@ def add_arguments(parser):
 def run(arguments) -> int:
     overrides = WITHOUT_TEACHER if arguments.without_teacher else {}
     distill(
-        read_recipe(arguments.recipe),
+        RECIPE.read(arguments),
         arguments.teacher,
         arguments.units,
         arguments.output_dir,

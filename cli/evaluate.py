@@ -20,6 +20,7 @@ from ..eval.suite_encoding import encode_audio_suite
 from ..eval.suites import is_manifest, read_suite
 from ..loading_tinywave import load_pretrained
 from ..modeling_tinywave import TinyWaveForCausalLM
+from .argument_types import BATCH_SIZE
 from .loading import add_codec_arguments, load_for_scoring, open_codec
 from .shipped import SUITES
 
@@ -65,7 +66,7 @@ def add_arguments(parser):
         help="modality of the context and of the endings of stories; each is a suite of its own in the results, and "
         "those with text need the transcripts of the release",
     )
-    parser.add_argument("--batch-size", type=int, default=16, help="sequences of a forward pass")
+    parser.add_argument("--batch-size", type=BATCH_SIZE, default=16, help="sequences of a forward pass")
     parser.add_argument("--dataset-id", help="of the suites on the Hub: writes .eval_results for the model's page")
     parser.add_argument("--speak", action="store_true", help="let the page play the worst pairs, through the vocoder")
     add_codec_arguments(parser)

@@ -31,6 +31,7 @@ from ..eval.speech_quality import load_distill_mos
 from ..loading_tinywave import load_pretrained
 from ..pipeline_tinywave import TinyWavePipeline
 from ..style_encoder_tinywave import StyleEncoder
+from .argument_types import COUNT, NUM_TOKENS, SECONDS, SEED, TEMPERATURE
 from .loading import add_codec_arguments, load_language_model, open_codec
 from .shipped import AUDIO, TEACHER
 
@@ -48,14 +49,14 @@ def add_arguments(parser):
         help="what prompts are cut from: a folder with transcripts.json, or a speech corpus",
     )
     parser.add_argument("--split", default="test", help="of a speech corpus")
-    parser.add_argument("--num-prompts", type=int, default=1000, help="recordings at most")
+    parser.add_argument("--num-prompts", type=COUNT, default=1000, help="recordings at most")
     parser.add_argument("--judge", help="folder, or .gguf file, of the language model of text behind the perplexity")
     parser.add_argument("--styled-corpus", help="speech corpus with styles; adds the sentiment that is kept (STSP)")
-    parser.add_argument("--prompt-seconds", type=float, default=3.0, help="length of a prompt")
-    parser.add_argument("--max-new-tokens", type=int, default=150, help="most tokens of a continuation")
-    parser.add_argument("--temperature", type=float, default=0.8, help="of sampling")
-    parser.add_argument("--top-k", type=int, default=25, help="sample from this many likeliest tokens")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling and of the bootstrap")
+    parser.add_argument("--prompt-seconds", type=SECONDS, default=3.0, help="length of a prompt")
+    parser.add_argument("--max-new-tokens", type=NUM_TOKENS, default=150, help="most tokens of a continuation")
+    parser.add_argument("--temperature", type=TEMPERATURE, default=0.8, help="of sampling")
+    parser.add_argument("--top-k", type=NUM_TOKENS, default=25, help="sample from this many likeliest tokens")
+    parser.add_argument("--seed", type=SEED, default=0, help="of sampling and of the bootstrap")
     parser.add_argument("--output-dir", required=True, help="folder of generation.json and of the continuations")
 
 

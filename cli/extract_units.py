@@ -1,6 +1,7 @@
 """`tinywave extract-units --corpus outputs/corpus --streams unit pitch style --output-dir outputs/units`"""
 
 from ..data.unit_extraction import extract_units
+from .argument_types import NUM_PROCESSES
 from .loading import add_codec_arguments, add_streams_argument, open_codec
 
 
@@ -9,7 +10,7 @@ def add_arguments(parser):
     add_codec_arguments(parser, speaks=False)
     add_streams_argument(parser)
     parser.add_argument("--output-dir", required=True, help="folder of the unit shards")
-    parser.add_argument("--num-processes", type=int, default=2, help="worker processes")
+    parser.add_argument("--num-processes", type=NUM_PROCESSES, default=2, help="worker processes")
 
 
 def run(arguments) -> int:

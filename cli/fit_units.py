@@ -2,18 +2,22 @@
 
 from ..data.codec_loading import new_speech_encoder
 from ..data.unit_extraction import fit_kmeans, sample_features
-from .recipe import read_recipe
+from ..stages.recipes import UnitsRecipe
+from .argument_types import NUM_PROCESSES
+from .recipe import RecipeArgument
+
+RECIPE = RecipeArgument("unit recipe", UnitsRecipe)
 
 
 def add_arguments(parser):
-    parser.add_argument("recipe", help="unit recipe: a YAML file or the name of a packaged one")
+    RECIPE.declare(parser)
     parser.add_argument("--corpus", required=True, help="folder that `tinywave prepare` wrote")
     parser.add_argument("--output-dir", required=True, help="folder of the centroids")
-    parser.add_argument("--num-processes", type=int, default=2, help="worker processes")
+    parser.add_argument("--num-processes", type=NUM_PROCESSES, default=2, help="worker processes")
 
 
 def run(arguments) -> int:
-    recipe = read_recipe(arguments.recipe)
+    recipe = RECIPE.read(arguments)
     encoder = new_speech_encoder(recipe["num_units"], recipe["layer"])
     features = sample_features(
         arguments.corpus,

@@ -15,6 +15,7 @@ from ..data.recordings import report_passed_over
 from ..generation_tinywave import OUTPUT_MODALITIES, check_prompt
 from ..pipeline_tinywave import GeneratedSegment, TinyWavePipeline
 from ..tokenization_tinywave import Segment
+from .argument_types import BATCH_SIZE, MIN_TOKENS, NUM_TOKENS, SEED, TEMPERATURE
 from .loading import add_codec_arguments, load_language_model, open_codec
 from .main import EXIT_FAILED
 from .shipped import TEACHER
@@ -32,21 +33,28 @@ def add_arguments(parser):
     parser.add_argument("--input-dir", help="continue every recording of this folder, several at once")
     parser.add_argument("--output-dir", help="folder of the continuations of --input-dir, as .wav of the same names")
     parser.add_argument(
-        "--batch-size", type=int, default=8, help="recordings of --input-dir that are continued at once"
+        "--batch-size", type=BATCH_SIZE, default=8, help="recordings of --input-dir that are continued at once"
     )
     parser.add_argument("--model", default=str(TEACHER), help="folder of the language model")
     add_codec_arguments(parser)
-    parser.add_argument("--max-new-tokens", type=int, default=100, help="most tokens to add; 18 to 28 make a second")
-    parser.add_argument("--min-new-tokens", type=int, default=20, help="least tokens to add before the model may end")
-    parser.add_argument("--temperature", type=float, default=0.8, help="of sampling; 0 takes the likeliest unit")
-    parser.add_argument("--top-k", type=int, default=25, help="sample from this many likeliest units")
+    parser.add_argument(
+        "--max-new-tokens", type=NUM_TOKENS, default=100, help="most tokens to add; 18 to 28 make a second"
+    )
+    parser.add_argument(
+        "--min-new-tokens",
+        type=MIN_TOKENS,
+        default=20,
+        help="least tokens to add before the model may end",
+    )
+    parser.add_argument("--temperature", type=TEMPERATURE, default=0.8, help="of sampling; 0 takes the likeliest unit")
+    parser.add_argument("--top-k", type=NUM_TOKENS, default=25, help="sample from this many likeliest units")
     parser.add_argument(
         "--parallel-heads",
         action="store_true",
         help="let the model's parallel heads draft several tokens for each forward pass, and verify them; for models "
         "that `tinywave train-heads` wrote, one recording at a time whatever the --batch-size",
     )
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same continuation")
+    parser.add_argument("--seed", type=SEED, default=0, help="the same seed gives the same continuation")
     parser.add_argument("--with-prompt", action="store_true", help="write the prompt before the continuation")
 
 

@@ -5,13 +5,21 @@ declares the verb's arguments, and `run(arguments) -> int`, which does the work 
 """
 
 import argparse
+import contextlib
 import errno
+import functools
 import importlib
+import itertools
 import os
+import signal
 import sys
+import threading
 import traceback
+import warnings
+from collections.abc import Callable, Iterator
 
 from .. import __version__
+from .paths import check_paths, sole_writer
 
 # verb -> one line of help. Kept here, so that `tinywave --help` imports no verb and answers at once.
 VERBS = {
@@ -48,53 +56,113 @@ VERBS = {
     "rebuild": "rebuild every shipped artefact from nothing",
 }
 EXIT_FAILED = 2
+EXIT_DEFECT = 70
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+_CONFIG = "--config"
+_DEFECT = "; this is a defect of tinywave: run the command with --debug and report what it prints"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, which end a command as Ctrl-C does; `exit_code` is 128 and the number of the signal."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.exit_code = 128 + number
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return its exit code.
 
-    Returns 0 on success, 2 for input that cannot be used (one line on standard error says what and what to do),
-    130 after Ctrl-C. `--debug` shows the full traceback. Exceptions that stand for a defect in the code itself
-    are not caught.
+    Returns:
+        0 on success, 2 for input that cannot be used, 130 after Ctrl-C, 143 after SIGTERM, 141 where the reader of the
+        output went away, and 70 for a defect of this package. One line on standard error describes what went wrong;
+        `--debug` shows the traceback as well.
     """
     argv = sys.argv[1:] if argv is None else argv
     debug = "--debug" in argv
     try:
-        parser = build_parser(argv)
-        arguments = parser.parse_args([argument for argument in argv if argument != "--debug"])
-        if arguments.verb is None:
-            parser.print_help()
-            return EXIT_FAILED
-        exit_code = import_verb(arguments.verb).run(arguments)
-        leave_process_group()
-        sys.stdout.flush()  # a full disk or a closed pipe shows here, not at the interpreter's exit
-        return exit_code
+        with warnings.catch_warnings(), _signals_as_interrupts():
+            warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+            return _run([argument for argument in argv if argument != "--debug"])
     except BrokenPipeError:
         # The reader of our output (`tinywave encode x.wav | head`) went away; nothing is wrong on this side.
         discard_output()
         return EXIT_BROKEN_PIPE
-    except expected_errors() as error:
+    except KeyboardInterrupt as interrupt:
+        _report(interrupt, debug)
+        return getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
+    except Exception as error:
+        is_expected = isinstance(error, expected_errors())
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             discard_output()
-        if debug:
-            traceback.print_exc()
-        print(f"tinywave: {describe_error(error)}", file=sys.stderr)
-        return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_FAILED
+        _report(error, debug, "" if is_expected else _DEFECT)
+        return EXIT_FAILED if is_expected else EXIT_DEFECT
+
+
+def _run(argv: list[str]) -> int:
+    parser = build_parser(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.verb is None:
+        parser.print_help()
+        return EXIT_FAILED
+    verb = import_verb(arguments.verb)
+    if getattr(arguments, "print_config", False):
+        print(arguments.recipe_argument.to_yaml(arguments), end="")
+        return 0
+    check_paths(arguments)
+    with sole_writer(arguments):
+        exit_code = verb.run(arguments)
+    leave_process_group()
+    sys.stdout.flush()  # a full disk or a closed pipe shows here, not at the interpreter's exit
+    return exit_code
+
+
+def _report(error: BaseException, debug: bool, addition: str = "") -> None:
+    if debug:
+        traceback.print_exc()
+    message = f"{type(error).__name__}: {describe_error(error)}" if addition else describe_error(error)
+    print(f"tinywave: {message}{addition}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, so that it cleans up after itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number, frame):
+        raise Terminated(number)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _show_warning(show: Callable, message: Warning | str, category: type[Warning], *where, **options) -> None:
+    """Print the warnings of this package about its input as one line, without the place in the code."""
+    if category.__module__.partition(".")[0] == __package__.partition(".")[0]:
+        print(f"tinywave: warning: {message}", file=sys.stderr)
+    else:
+        show(message, category, *where, **options)
 
 
 def expected_errors() -> tuple[type[BaseException], ...]:
-    """What bad input, a full machine or Ctrl-C raise; asked for only when something was raised."""
+    """What bad input or a full machine raise; asked for only when something was raised."""
     from huggingface_hub.errors import StrictDataclassError  # an impossible configuration
 
-    return ValueError, OSError, ModuleNotFoundError, MemoryError, KeyboardInterrupt, StrictDataclassError
+    # FloatingPointError: training that diverges.
+    return ValueError, OSError, ModuleNotFoundError, MemoryError, FloatingPointError, StrictDataclassError
 
 
 def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     """Return the parser of all verbs; only the verb named in `argv` is imported and has its arguments declared."""
     parser = argparse.ArgumentParser(
-        prog="tinywave", description="Small speech language models distilled from large ones."
+        prog="tinywave", description="Small speech language models distilled from large ones.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"tinywave {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
@@ -106,41 +174,66 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
         )
         if verb == chosen:
             module = import_verb(verb)
             subparser.epilog = f"example: {module.__doc__.split('`')[1]}"
-            subparser.add_argument("--config", help="YAML file of arguments; those of the command line win")
+            subparser.add_argument(_CONFIG, help="YAML file of arguments; those of the command line win")
             module.add_arguments(subparser)
-            if "--config" in argv[:-1]:
-                read_config(subparser, argv[argv.index("--config") + 1])
+            for path in _config_files(argv):
+                read_config(subparser, path)
+            if "--print-config" in argv:
+                for action in subparser._actions:
+                    action.required = action.required and action.dest == "recipe"
     return parser
+
+
+def _config_files(argv: list[str]) -> list[str]:
+    """The values of --config, written `--config FILE` or `--config=FILE`."""
+    after = [value for name, value in itertools.pairwise(argv) if name == _CONFIG]
+    return after + [argument.removeprefix(f"{_CONFIG}=") for argument in argv if argument.startswith(f"{_CONFIG}=")]
 
 
 def read_config(parser: argparse.ArgumentParser, path: str) -> None:
     """Make the arguments of a YAML file, such as `output_dir: outputs/scores`, the defaults of a verb.
 
-    Raises `ValueError` for a file that is not a mapping, and for arguments that the verb does not have or not with
-    these values.
+    Raises:
+        ValueError: for a file that is not a mapping, and for arguments that the verb does not have or not with these
+            values.
     """
-    import yaml  # no verb is needed to show the help of all
+    from .recipe import read_yaml  # no verb is needed to show the help of all
 
-    with open(path, encoding="utf-8") as file:
-        values = yaml.safe_load(file)
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no arguments; expected lines such as `output_dir: outputs/scores`")
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
-    for name, value in values.items():
+    for name, value in read_yaml(path).items():
         action = actions.get(str(name).replace("-", "_"))
         if action is None:
             raise ValueError(f"{path} sets {name}, which this verb does not have; it has {', '.join(actions)}")
-        chosen = value if isinstance(value, list) else [value]
-        if action.choices is not None and not set(chosen) <= set(action.choices):
-            raise ValueError(f"{path} sets {name} to {value}; expected one of {', '.join(map(str, action.choices))}")
+        action.default = _config_value(parser, action, value, f"{path} sets {name} to {value!r}")
         action.required = False
         if not action.option_strings and action.nargs is None:
             action.nargs = "?"
-        action.default = value
+
+
+def _config_value(parser: argparse.ArgumentParser, action: argparse.Action, value: object, found: str) -> object:
+    """A value of a configuration file, converted and checked as on the command line."""
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ValueError(f"{found}; expected true or false")
+        return value
+    takes_several = action.nargs not in (None, "?")
+    if isinstance(value, list) and not (takes_several and value):
+        raise ValueError(f"{found}; expected {'at least one value' if takes_several else 'one value'}")
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, (list, dict, bool)) or item is None for item in items):
+        raise ValueError(f"{found}; expected text or numbers")
+    try:
+        converted = [parser._get_value(action, str(item)) for item in items]
+        for item in converted:
+            parser._check_value(action, item)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{found}; {error.message}") from error
+    return converted if takes_several else converted[0]
 
 
 def import_verb(verb: str):

@@ -4,11 +4,13 @@ import dataclasses
 import json
 
 from ..configuration_tinywave import TinyWaveConfig
+from ..stages.parsing import load_recipe
+from ..stages.recipes import DistillationRecipe
 from ..training.arguments import DistillationArguments
 from ..training.layer_map import LayerMap
 from ..training.planning import Hardware, RunPlan, plan_run
 from ..training.student_init import student_config
-from .recipe import read_recipe
+from .recipe import RecipeArgument
 from .train import is_packed
 
 _NEEDED = {
@@ -19,14 +21,16 @@ _NEEDED = {
     "training": "the settings of the trainer",
 }
 
+RECIPE = RecipeArgument("distillation recipe", DistillationRecipe, training=DistillationArguments)
+
 
 def add_arguments(parser):
-    parser.add_argument("recipe", help="distillation recipe: a YAML file or the name of a packaged one")
+    RECIPE.declare(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(arguments) -> int:
-    plan = plan_recipe(read_recipe(arguments.recipe))
+    plan = plan_recipe(RECIPE.read(arguments))
     print(json.dumps(dataclasses.asdict(plan), indent=2) if arguments.json else as_table(plan))
     return 0
 
@@ -75,7 +79,7 @@ def read_hardware(settings: dict, training: DistillationArguments) -> Hardware:
         raise ValueError("`training` has no `peak_tflops`, the dense peak of one GPU in TFLOP/s; 989 for an H100 SXM.")
     if "accelerate" not in fields:
         raise ValueError("`hardware` has no `accelerate`: name an accelerate config, for example accelerate/fsdp2.")
-    config = read_recipe(fields.pop("accelerate"))
+    config = load_recipe(fields.pop("accelerate"))
     expected = {field.name for field in dataclasses.fields(Hardware)} - {"num_gpus", "sharding", "peak_tflops"}
     if set(fields) != expected:
         raise ValueError(f"`hardware` must have {', '.join(sorted(expected))}; found {', '.join(sorted(fields))}.")

@@ -6,20 +6,28 @@ from ..data.corpus import prepare_corpus, verify_splits
 from ..data.debian_recordings import debian_recordings
 from ..data.recordings import folders_of_recipe, prepare_recordings
 from ..data.text_items import text_items
-from .recipe import read_recipe
+from ..stages.recipes import DebianCorpusRecipe, RecordedCorpusRecipe, SpokenCorpusRecipe
+from .argument_types import NUM_PROCESSES
+from .recipe import RecipeArgument
+
+
+def _corpus_recipe(values: dict) -> type:
+    """The class of a corpus recipe, by what it makes the corpus of."""
+    kinds = {"recordings": RecordedCorpusRecipe, "debian_packages": DebianCorpusRecipe}
+    return next((kind for name, kind in kinds.items() if name in values), SpokenCorpusRecipe)
+
+
+RECIPE = RecipeArgument("corpus recipe, with documents to speak or with recordings", _corpus_recipe)
 
 
 def add_arguments(parser):
-    parser.add_argument(
-        "recipe",
-        help="corpus recipe: a YAML file or the name of a packaged one, with documents to speak or with recordings",
-    )
+    RECIPE.declare(parser)
     parser.add_argument("--output-dir", required=True, help="folder of the parquet shards")
-    parser.add_argument("--num-processes", type=int, default=2, help="worker processes")
+    parser.add_argument("--num-processes", type=NUM_PROCESSES, default=2, help="worker processes")
 
 
 def run(arguments) -> int:
-    recipe = read_recipe(arguments.recipe)
+    recipe = RECIPE.read(arguments)
     options = {"output_folder": arguments.output_dir, "num_processes": arguments.num_processes}
     if "recordings" in recipe:
         prepare_recordings(folders_of_recipe(recipe), **options)

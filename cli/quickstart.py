@@ -28,11 +28,14 @@ from ..eval.results_table import report_to_markdown
 from ..eval.resynthesis import WhisperTranscriber, evaluate_resynthesis
 from ..eval.runner import evaluate_models
 from ..pipeline_tinywave import TinyWavePipeline
+from ..stages.recipes import CorrectionRecipe, DistillationRecipe, QuickstartRecipe
+from ..training.arguments import CorrectionArguments, DistillationArguments
 from ..training.run_record import RunRecord
+from .argument_types import NUM_PROCESSES
 from .correct import correct
 from .distill import WITHOUT_TEACHER, distill
 from .loading import load_language_model
-from .recipe import read_recipe
+from .recipe import RecipeArgument, read_recipe
 from .shipped import AUDIO, CODEC, SUITES, TEACHER
 
 VARIANTS = ("base", "expressive", "interleaved")
@@ -40,9 +43,12 @@ MODELS = ("teacher", "student", "no_distillation")
 # Small shards keep both processes busy to the end, and lose little when the run is interrupted.
 ROWS_PER_SHARD = 20
 
+RECIPE = RecipeArgument("quickstart recipe", QuickstartRecipe)
+
 
 def add_arguments(parser):
     parser.add_argument("--recipe", default="nano/quickstart", help="YAML file or the name of a packaged recipe")
+    RECIPE.declare_overrides(parser)
     parser.add_argument(
         "--variant",
         choices=VARIANTS,
@@ -52,11 +58,11 @@ def add_arguments(parser):
     parser.add_argument(
         "--output-dir", help="folder of everything the run makes (default: outputs/quickstart, or _VARIANT after it)"
     )
-    parser.add_argument("--num-processes", type=int, default=2, help="worker processes that speak and encode")
+    parser.add_argument("--num-processes", type=NUM_PROCESSES, default=2, help="worker processes")
 
 
 def run(arguments) -> int:
-    recipe, variant = read_recipe(arguments.recipe), arguments.variant
+    recipe, variant = RECIPE.read(arguments), arguments.variant
     folder = arguments.output_dir or "outputs/quickstart" + ("" if variant == VARIANTS[0] else f"_{variant}")
     quickstart = Quickstart(recipe, variant, Path(folder), arguments.num_processes)
     report = quickstart.run()
@@ -120,8 +126,11 @@ class Quickstart:
         extract_units(self.folder / "corpus", self.codec, self.folder / "units", self.num_processes)
 
     def correct_teacher(self) -> None:
-        recipe = read_recipe(self.recipe["correction"]) | self.variant
+        recipe = self._recipe("correction", CorrectionRecipe, CorrectionArguments)
         correct(recipe, TEACHER, self.folder / "units", self.folder / "teacher")
+
+    def _recipe(self, stage: str, recipe_class: type, training: type) -> dict:
+        return read_recipe(self.recipe[stage], recipe_class, training=training) | self.variant
 
     def distill_student(self) -> None:
         self._distill("student", {})
@@ -130,7 +139,7 @@ class Quickstart:
         self._distill("no_distillation", WITHOUT_TEACHER)
 
     def _distill(self, name: str, overrides: dict) -> None:
-        recipe = read_recipe(self.recipe["distillation"]) | self.variant
+        recipe = self._recipe("distillation", DistillationRecipe, DistillationArguments)
         distill(recipe, self.folder / "teacher", self.folder / "units", self.folder / name, overrides)
 
     def score(self) -> None:

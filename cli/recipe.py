@@ -1,27 +1,55 @@
-"""Recipes: YAML files that hold everything a run depends on."""
+"""How a verb is given its recipe: a file or a packaged name, settings in place of its own, and `--print-config`."""
 
-from importlib.resources import files
-from pathlib import Path
+import argparse
+from collections.abc import Callable
+from typing import Any
 
-import yaml
+from ..stages.parsing import read_recipe, read_yaml, recipe_to_yaml
+
+__all__ = ["RecipeArgument", "read_recipe", "read_yaml"]
 
 
-def read_recipe(path: str | Path) -> dict:
-    """Reads a recipe; a bare name such as `nano/teacher` is one of the packaged recipes.
+class RecipeArgument:
+    """The recipe of a verb.
 
-    Raises `FileNotFoundError` for a path that does not exist and `ValueError` for a file that is not a YAML mapping.
+    Args:
+        what (`str`): the recipe in the help text, such as "training recipe".
+        recipe_class: its dataclass, or a function from the values of a file to it.
+        default (`str`, *optional*): packaged recipe that is used where none is named.
+        classes (*optional*): classes of fields that hold the settings of another class, see
+            [`~stages.parsing.read_recipe`].
     """
-    path = Path(path)
-    packaged = files("tinywave.recipes").joinpath(f"{path}.yaml")
-    text = path.read_text(encoding="utf-8") if path.is_file() else None
-    if text is None and packaged.is_file():
-        text = packaged.read_text(encoding="utf-8")
-    if text is None:
-        raise FileNotFoundError(f"No recipe {path}: expected a YAML file, or the name of a packaged recipe.")
-    try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path} holds {type(recipe).__name__}; expected a mapping.")
-    return recipe
+
+    def __init__(
+        self,
+        what: str,
+        recipe_class: type | Callable[[dict[str, Any]], type],
+        default: str | None = None,
+        **classes: type | None,
+    ):
+        self.what, self.recipe_class, self.default, self.classes = what, recipe_class, default, classes
+
+    def declare(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the recipe, the settings in place of its own, and `--print-config`."""
+        options = {} if self.default is None else {"nargs": "?", "default": self.default}
+        parser.add_argument("recipe", help=f"{self.what}: a YAML file or the name of a packaged one", **options)
+        self.declare_overrides(parser)
+
+    def declare_overrides(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the settings in place of the recipe's own, and `--print-config`."""
+        parser.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="KEY=VALUE",
+            help="settings in place of the recipe's own, such as training.max_steps=10",
+        )
+        parser.add_argument("--print-config", action="store_true", help="print the checked recipe and exit")
+        parser.set_defaults(recipe_argument=self)
+
+    def read(self, arguments: argparse.Namespace) -> dict[str, Any]:
+        """Read and check the recipe that the arguments name."""
+        return read_recipe(arguments.recipe, self.recipe_class, arguments.overrides, **self.classes)
+
+    def to_yaml(self, arguments: argparse.Namespace) -> str:
+        """Return the checked recipe that the arguments name as YAML, with the defaults of what it leaves out."""
+        return recipe_to_yaml(self.read(arguments), self.recipe_class)

@@ -10,6 +10,7 @@ from ..data.storage import atomic_file, write_json
 from ..eval.codec_material import read_corpus_utterances
 from ..eval.resynthesis import WhisperTranscriber
 from ..eval.tokenizer_report import report_tokenizers, tokenizers_to_markdown
+from .argument_types import COUNT, SEED
 from .shipped import CODEC, WHISPER_UNITS
 
 
@@ -23,8 +24,8 @@ def add_arguments(parser):
     parser.add_argument("--codec", default=str(CODEC), help="codec whose vocoder speaks the units of speech encoders")
     parser.add_argument("--corpus", required=True, help="speech corpus with phone times that no tokenizer was made on")
     parser.add_argument("--split", default="test", help="of the corpus")
-    parser.add_argument("--max-documents", type=int, help="documents at most; without it all of the split")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--max-documents", type=COUNT, help="documents at most; without it all of the split")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the bootstrap")
     parser.add_argument("--output-dir", required=True, help="folder of tokenizers.json and tokenizers.md")
 
 

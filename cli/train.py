@@ -9,25 +9,28 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments, set_seed
 from ..configuration_tinywave import TinyWaveConfig
 from ..data.interleaving import INTERLEAVED, SPEECH_ONLY, InterleavedDataset, JoinedDataset, read_documents
 from ..data.packing import PackedDataset
+from ..stages.recipes import TrainRecipe
 from ..tokenization_tinywave import build_tokenizer, text_part, train_text_tokenizer
 from ..training.pretraining import add_streams, train_language_model
 from ..training.run_record import RunRecord
 from .loading import load_for_training
-from .recipe import read_recipe
+from .recipe import RecipeArgument
 
 TRAINING_SPLITS = ("train", "validation")
 MIXTURES = {"speech": SPEECH_ONLY, "interleaved": INTERLEAVED}
 
+RECIPE = RecipeArgument("training recipe", TrainRecipe, training=TrainingArguments)
+
 
 def add_arguments(parser):
-    parser.add_argument("recipe", help="training recipe: a YAML file or the name of a packaged one")
+    RECIPE.declare(parser)
     parser.add_argument("--units", required=True, help="folder that `tinywave extract-units` wrote")
     parser.add_argument("--init-from", help="model folder to start from, in place of random weights")
     parser.add_argument("--output-dir", required=True, help="folder of the model and its checkpoints")
 
 
 def run(arguments) -> int:
-    recipe = read_recipe(arguments.recipe)
+    recipe = RECIPE.read(arguments)
     inputs = {"units": arguments.units, "init_from": arguments.init_from}
     record = RunRecord(arguments.output_dir, "train", {"recipe": recipe}, inputs)
     if record.is_finished:

@@ -6,16 +6,19 @@ from transformers import set_seed
 
 from ..loading_tinywave import load_pretrained
 from ..modeling_tinywave import TinyWaveForCausalLM
+from ..stages.recipes import ParallelHeadsRecipe
 from ..training.parallel_heads_training import ParallelHeadsArguments, train_parallel_heads
 from ..training.run_record import RunRecord
 from .loading import load_for_training
-from .recipe import read_recipe
+from .recipe import RecipeArgument
 from .shipped import TEACHER
 from .train import is_packed, make_dataset
 
+RECIPE = RecipeArgument("recipe of the heads", ParallelHeadsRecipe, training=ParallelHeadsArguments)
+
 
 def add_arguments(parser):
-    parser.add_argument("recipe", help="recipe of the heads: a YAML file or the name of a packaged one")
+    RECIPE.declare(parser)
     parser.add_argument("--model", required=True, help="folder of the model that gets heads; it is not changed")
     parser.add_argument("--teacher", default=str(TEACHER), help="folder of the model that teaches them")
     parser.add_argument("--units", required=True, help="folder that `tinywave extract-units` wrote")
@@ -24,7 +27,7 @@ def add_arguments(parser):
 
 def run(arguments) -> int:
     """Train parallel heads for a model, and save it with them."""
-    recipe = read_recipe(arguments.recipe)
+    recipe = RECIPE.read(arguments)
     if is_packed(recipe):
         raise ValueError("Found `packing: true`; a head would foretell the next document of a row. Leave it out.")
     inputs = {"model": arguments.model, "teacher": arguments.teacher, "units": arguments.units}

@@ -5,14 +5,17 @@ from pathlib import Path
 
 from ..configuration_tinywave import HifiGanConfig
 from ..data.hifigan_segments import read_voices
+from ..stages.recipes import HifiGanRecipe
 from ..training.checkpoints import last_checkpoint, save_in_bfloat16
 from ..training.hifigan_training import HifiGanTrainingArguments, train_hifigan
 from ..training.run_record import RunRecord
-from .recipe import read_recipe
+from .recipe import RecipeArgument
+
+RECIPE = RecipeArgument("HiFi-GAN recipe", HifiGanRecipe, training=HifiGanTrainingArguments, model=HifiGanConfig)
 
 
 def add_arguments(parser):
-    parser.add_argument("recipe", help="HiFi-GAN recipe: a YAML file or the name of a packaged one")
+    RECIPE.declare(parser)
     parser.add_argument("--corpus", required=True, help="folder that `tinywave prepare` wrote")
     parser.add_argument("--units", required=True, help="folder that `tinywave extract-units` made of it")
     parser.add_argument("--output-dir", required=True, help="folder of the vocoder and its checkpoints")
@@ -20,7 +23,7 @@ def add_arguments(parser):
 
 def run(arguments) -> int:
     """Train on every voice of the corpus, save the vocoder for use (no weight norm, bfloat16) and print its folder."""
-    recipe = read_recipe(arguments.recipe)
+    recipe = RECIPE.read(arguments)
     output = Path(arguments.output_dir)
     inputs = {"corpus": arguments.corpus, "units": arguments.units}
     record = RunRecord(output, "train-hifigan", {"recipe": recipe}, inputs)

@@ -5,20 +5,23 @@ from pathlib import Path
 
 from ..configuration_tinywave import PitchEncoderConfig
 from ..data.f0_extraction import load_f0, prepare_f0
+from ..stages.recipes import PitchRecipe
 from ..training.checkpoints import last_checkpoint, save_in_bfloat16
 from ..training.pitch_training import PitchTrainingArguments, f0_correlation, train_pitch
 from ..training.run_record import RunRecord
-from .recipe import read_recipe
+from .recipe import RecipeArgument
+
+RECIPE = RecipeArgument("pitch recipe", PitchRecipe, training=PitchTrainingArguments, model=PitchEncoderConfig)
 
 
 def add_arguments(parser):
-    parser.add_argument("recipe", help="pitch recipe: a YAML file or the name of a packaged one")
+    RECIPE.declare(parser)
     parser.add_argument("--corpus", required=True, nargs="+", help="folders that `tinywave prepare` wrote")
     parser.add_argument("--output-dir", required=True, help="folder of the pitch encoder, its F0 and checkpoints")
 
 
 def run(arguments) -> int:
-    recipe = read_recipe(arguments.recipe)
+    recipe = RECIPE.read(arguments)
     output = Path(arguments.output_dir)
     inputs = {"corpus": arguments.corpus}
     record = RunRecord(output, "train-pitch", {"recipe": recipe}, inputs)

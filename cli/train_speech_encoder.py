@@ -11,6 +11,7 @@ from ..configuration_tinywave import SpeechEncoderConfig
 from ..data.codec_loading import load_speech_encoder
 from ..data.unit_extraction import UnitUtterance, load_unit_utterances
 from ..speech_encoder_tinywave import SpeechEncoder
+from ..stages.recipes import SpeechEncoderRecipe
 from ..training.checkpoints import save_in_bfloat16
 from ..training.run_record import RunRecord
 from ..training.speech_encoder_pruning import prune_speech_encoder
@@ -19,11 +20,15 @@ from ..training.speech_encoder_training import (
     train_speech_encoder,
     untrained_speech_encoder,
 )
-from .recipe import read_recipe
+from .recipe import RecipeArgument
+
+RECIPE = RecipeArgument(
+    "speech encoder recipe", SpeechEncoderRecipe, training=SpeechEncoderTrainingArguments, encoder=SpeechEncoderConfig
+)
 
 
 def add_arguments(parser):
-    parser.add_argument("recipe", help="speech encoder recipe: a YAML file or the name of a packaged one")
+    RECIPE.declare(parser)
     parser.add_argument("--corpus", nargs="+", required=True, help="folders that `tinywave prepare` wrote")
     parser.add_argument("--units", nargs="+", required=True, help="folders of their units, in the same order")
     parser.add_argument("--teacher", help="folder of the encoder of these units, where the recipe cuts or compares it")
@@ -32,7 +37,7 @@ def add_arguments(parser):
 
 
 def run(arguments) -> int:
-    recipe = read_recipe(arguments.recipe)
+    recipe = RECIPE.read(arguments)
     if recipe.get("weight_bits", 8) != 8:
         raise ValueError(f"Found weight_bits={recipe['weight_bits']}; expected 8, or none for weights in bfloat16.")
     output = Path(arguments.output_dir)

@@ -4,20 +4,23 @@ import sys
 from pathlib import Path
 
 from ..configuration_tinywave import StyleEncoderConfig
+from ..stages.recipes import StyleRecipe
 from ..training.checkpoints import last_checkpoint, save_in_bfloat16
 from ..training.run_record import RunRecord
 from ..training.style_training import StyleTrainingArguments, load_style_examples, style_accuracy, train_style
-from .recipe import read_recipe
+from .recipe import RecipeArgument
+
+RECIPE = RecipeArgument("style recipe", StyleRecipe, training=StyleTrainingArguments, model=StyleEncoderConfig)
 
 
 def add_arguments(parser):
-    parser.add_argument("recipe", help="style recipe: a YAML file or the name of a packaged one")
+    RECIPE.declare(parser)
     parser.add_argument("--corpus", required=True, nargs="+", help="folders that `tinywave prepare` wrote")
     parser.add_argument("--output-dir", required=True, help="folder of the style encoder and its checkpoints")
 
 
 def run(arguments) -> int:
-    recipe = read_recipe(arguments.recipe)
+    recipe = RECIPE.read(arguments)
     output = Path(arguments.output_dir)
     inputs = {"corpus": arguments.corpus}
     record = RunRecord(output, "train-style", {"recipe": recipe}, inputs)

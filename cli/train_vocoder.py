@@ -12,21 +12,24 @@ from ..data.vocoder_features import (
     sample_vocoder_items,
     sample_vocoder_texts,
 )
+from ..stages.recipes import VocoderRecipe
 from ..training.checkpoints import last_checkpoint, save_in_bfloat16
 from ..training.run_record import RunRecord
 from ..training.vocoder_training import VocoderTrainingArguments, train_vocoder
 from .loading import add_codec_arguments, open_codec
-from .recipe import read_recipe
+from .recipe import RecipeArgument
+
+RECIPE = RecipeArgument("vocoder recipe", VocoderRecipe, training=VocoderTrainingArguments, model=VocoderConfig)
 
 
 def add_arguments(parser):
-    parser.add_argument("recipe", help="vocoder recipe: a YAML file or the name of a packaged one")
+    RECIPE.declare(parser)
     add_codec_arguments(parser, speaks=False)
     parser.add_argument("--output-dir", required=True, help="folder of the vocoder, its features and checkpoints")
 
 
 def run(arguments) -> int:
-    recipe = read_recipe(arguments.recipe)
+    recipe = RECIPE.read(arguments)
     output = Path(arguments.output_dir)
     inputs = {"codec": _encoder_folders(arguments, recipe["streams"])}
     record = RunRecord(output, "train-vocoder", {"recipe": recipe}, inputs)

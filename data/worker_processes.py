@@ -7,8 +7,9 @@ import threading
 
 
 def follow_parent() -> None:
-    """Makes this worker process ignore Ctrl-C, which the parent answers, and exit when the parent is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Make this worker process ignore the signals that its parent answers, and exit when the parent is killed."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

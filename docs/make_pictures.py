@@ -25,12 +25,12 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from tinywave import LayerMap, SpeechStreams, TinyWaveConfig, TinyWaveForCausalLM, load_audio, load_codec
 from tinywave.benchmarks.decode_picture import draw_decoding
 from tinywave.benchmarks.tables import RESULTS
-from tinywave.cli.recipe import read_recipe
 from tinywave.cli.shipped import AUDIO, CODEC, SUITES, TEACHER
 from tinywave.data.interleaving import AlignedDocument, interleave
 from tinywave.data.storage import atomic_file
 from tinywave.eval.sequence_formats import SpeechSequenceFormat
 from tinywave.eval.suites import read_suite
+from tinywave.stages.parsing import load_recipe
 from tinywave.tokenization_tinywave import deduplicate, ids_to_tokens, streams_to_ids
 
 IMAGES = Path(__file__).resolve().parent / "images"
@@ -181,7 +181,7 @@ def draw_interleaving() -> plt.Figure:
 
 def draw_losses() -> plt.Figure:
     """Blocks of the nano teacher and student, who answers to whom, and where each loss compares them."""
-    layer_map = LayerMap.from_pairs(read_recipe("nano/distillation")["layer_map"])
+    layer_map = LayerMap.from_pairs(load_recipe("nano/distillation")["layer_map"])
     num_layers = TinyWaveConfig.from_pretrained(TEACHER).num_hidden_layers
     heights = {teacher: 1.0 + teacher for teacher in range(num_layers)}
     figure, axis = plt.subplots(figsize=(9, 6))

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from .statistics import bootstrap_mean_interval, bootstrap_sums, percentile_interval, standard_error
+from .statistics import accuracy_interval, bootstrap_sums, percentile_interval, standard_error
 
 OUT_OF_VOCABULARY = "oov"
 """Part of the sWUGGY pairs whose word does not occur in LibriSpeech; the other parts are bands of its frequency."""
@@ -52,7 +52,7 @@ def rows_to_accuracy(rows: Sequence[dict], seed: int = 0) -> dict:
         "accuracy": sum(credits) / len(credits),
         "n": len(credits),
         "standard_error": standard_error(credits, groups),
-        "ci95": bootstrap_mean_interval(credits, groups, seed=seed),
+        "ci95": accuracy_interval(credits, groups, seed=seed),
     }
 
 

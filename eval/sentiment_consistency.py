@@ -20,7 +20,7 @@ from ..pipeline_tinywave import TinyWavePipeline
 from ..style_encoder_tinywave import MIN_SECONDS, StyleEncoder
 from .generative import GenerationSettings, Prompt, continue_each
 from .prosody import StyledPrompt
-from .statistics import NUM_RESAMPLES, bootstrap_mean_interval, standard_error
+from .statistics import NUM_RESAMPLES, accuracy_interval, standard_error
 
 SENTIMENTS = ("positive", "neutral", "negative")
 CHANCE = 1 / len(SENTIMENTS)
@@ -122,7 +122,7 @@ def sentiment_transfer(
         "accuracy": sum(credits) / len(credits),
         "n": len(credits),
         "standard_error": standard_error(credits),
-        "ci95": bootstrap_mean_interval(credits, seed=seed),
+        "ci95": accuracy_interval(credits, seed=seed),
         "chance": CHANCE,
         "accuracy_by_label": by_label,
         "balanced_accuracy": sum(by_label.values()) / len(by_label),

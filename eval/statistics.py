@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import beta, binomtest
 from statsmodels.stats.multitest import multipletests
 
 from .scoring import SequenceScore
@@ -107,6 +107,31 @@ def bootstrap_mean_interval(
     rows = np.stack([values, np.ones_like(values)])
     totals, counts = bootstrap_sums(rows, groups, num_resamples=num_resamples, seed=seed)
     return percentile_interval(totals / counts, confidence)
+
+
+def accuracy_interval(
+    credits: Sequence[float], groups: Sequence[Hashable] | None = None, *, confidence: float = 0.95, seed: int = 0
+) -> list[float]:
+    """Return the interval `[low, high]` of an accuracy.
+
+    It is the percentile bootstrap over groups. Where every resample has the same accuracy, as with one item or with
+    100 % of the items, the bootstrap has no width and the exact interval of a proportion takes its place (Clopper and
+    Pearson 1934), with the number of groups as the number of independent trials.
+
+    Args:
+        credits: 1 for a correct item, 0 for a wrong one, 0.5 for a tie.
+        groups (*optional*): label of each item; items of a group are not independent. Default: all are.
+        confidence (`float`, default 0.95): share of such intervals that contain the true accuracy.
+        seed (`int`, default 0): of the bootstrap.
+    """
+    low, high = bootstrap_mean_interval(credits, groups, confidence=confidence, seed=seed)
+    if low < high:
+        return [low, high]
+    trials = len(credits) if groups is None else len(set(groups))
+    successes, tail = low * trials, (1 - confidence) / 2
+    exact_low = float(beta.ppf(tail, successes, trials - successes + 1)) if successes > 0 else 0.0
+    exact_high = float(beta.ppf(1 - tail, successes + 1, trials - successes)) if successes < trials else 1.0
+    return [exact_low, exact_high]
 
 
 def standard_error(values: Sequence[float], groups: Sequence[Hashable] | None = None) -> float | None:

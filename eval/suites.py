@@ -20,7 +20,7 @@ from ..tokenization_tinywave import SpeechStreams
 from .contrast import CONTRASTS, LOCAL_WINDOW, score_contrasts
 from .scoring import NORMALISATIONS, SequenceScore, pair_credit, score_sequences, speech_to_sequences
 from .sequence_formats import STREAM_FIELDS, SequenceFormat, SpeechSequenceFormat
-from .statistics import NUM_RESAMPLES, bootstrap_mean_interval, standard_error
+from .statistics import NUM_RESAMPLES, accuracy_interval, standard_error
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -385,7 +385,7 @@ def summarise_rows(suite: str, rows: list[dict], normalisation: str, convention:
         suite=suite,
         accuracy=accuracy(rows, normalisation),
         n=len(rows),
-        ci95=bootstrap_mean_interval(credits, groups, seed=seed),
+        ci95=accuracy_interval(credits, groups, seed=seed),
         standard_error=standard_error(credits, groups),
         accuracy_by_normalisation={
             name: accuracy(rows, name) for name in dict.fromkeys((*NORMALISATIONS, normalisation))

@@ -12,12 +12,12 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..cli.recipe import read_recipe
 from ..cli.shipped import TEACHER
 from ..data.corpus import MANIFEST, iterate_corpus
 from ..eval.result_records import WHOLE_SUITE
 from ..eval.results import STUDENT
 from ..eval.results import TEACHER as TEACHER_ROLE
+from ..stages.parsing import load_recipe
 from ..training.model_card import CARD, read_licence
 
 EVALUATION, REPORT, RESULTS, CONTINUATIONS = "evaluation.json", "report.json", "results.json", "continuations.json"
@@ -181,7 +181,7 @@ def _recipe_of_run(report: dict, role: str, state: dict) -> tuple[str | None, di
     if name is None or not state:
         return name, {}
     try:
-        recipe = read_recipe(name)
+        recipe = load_recipe(name)
     except FileNotFoundError:
         return name, {}
     training = recipe.get("training", {})

@@ -14,12 +14,12 @@ import yaml
 
 from tinywave.cli.ablate import RECIPE_KEYS, AblationRun
 from tinywave.cli.main import VERBS, main
-from tinywave.cli.recipe import read_recipe
 from tinywave.eval.ablation import ablation_to_markdown, build_ablation, mean_over_seeds, write_page
 from tinywave.eval.results_table import END_MARKER, START_MARKER
 from tinywave.eval.statistics import bootstrap_mean_interval
 from tinywave.eval.suites import Pair, write_suite
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
+from tinywave.stages.parsing import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER = ROOT / "assets" / "teacher"
@@ -135,15 +135,15 @@ def material(tmp_path_factory):
 
 def write_recipe(path, **changes):
     steps = {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 2}
-    correction = read_recipe("nano/correction")
+    correction = load_recipe("nano/correction")
     correction["training"] |= steps
     path.with_name("correction.yaml").write_text(yaml.safe_dump(correction))
-    recipe = read_recipe("ablation") | {
+    recipe = load_recipe("ablation") | {
         "correction": str(path.with_name("correction.yaml")),
         "suites": ["lexical"],
         "seeds": [0, 1],
         "runs": {
-            "scratch": {**read_recipe("ablation")["runs"]["scratch"]},
+            "scratch": {**load_recipe("ablation")["runs"]["scratch"]},
             "all": {},
             "uncorrected_teacher": {"corrected": False, "layer_map": [[9, 0], [10, 1]]},
         },
@@ -266,7 +266,7 @@ def test_what_cannot_run_is_refused_before_anything_is_trained(material, tmp_pat
 
 
 def test_the_packaged_recipe_is_complete():
-    recipe = read_recipe("ablation")
+    recipe = load_recipe("ablation")
     assert set(recipe) == set(RECIPE_KEYS)
     assert recipe["reference"] in recipe["runs"] and len(recipe["seeds"]) == 3
     section = PAGE.read_text(encoding="utf-8").split("## The runs")[1].split("\n## ")[0]

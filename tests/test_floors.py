@@ -44,6 +44,7 @@ FLOOR_OF_FOLDER = {
     "engines": 2,
     "training": 3,
     "eval": 4,
+    "stages": 5,
     "cli": 5,
     "spaces": 5,
     "convert": 5,

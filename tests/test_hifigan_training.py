@@ -15,7 +15,6 @@ import yaml
 from safetensors.torch import load_file
 
 from tinywave.cli import main as command_line
-from tinywave.cli.recipe import read_recipe
 from tinywave.configuration_tinywave import HifiGanConfig
 from tinywave.data.audio_io import load_audio
 from tinywave.data.corpus import TextItem, iterate_corpus, prepare_corpus
@@ -27,6 +26,7 @@ from tinywave.data.hifigan_segments import (
 )
 from tinywave.data.unit_extraction import ShardError
 from tinywave.hifigan_tinywave import HifiGanVocoder
+from tinywave.stages.parsing import load_recipe
 from tinywave.training.hifigan_discriminators import (
     HifiGanDiscriminators,
     adversarial_loss,
@@ -280,7 +280,7 @@ def test_the_verb_trains_and_saves_a_vocoder_for_use(corpus, units, tmp_path, ca
 
 
 def test_the_packaged_recipe_fits_the_verb(tmp_path):
-    recipe = read_recipe("nano/hifigan")
+    recipe = load_recipe("nano/hifigan")
     with torch.device("meta"):
         vocoder = HifiGanVocoder(HifiGanConfig(num_speakers=21, **recipe["model"], weight_norm=False))
     assert 2 * vocoder.num_parameters() < 10e6

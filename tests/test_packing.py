@@ -9,7 +9,6 @@ import torch
 import yaml
 
 from tinywave.cli.main import main
-from tinywave.cli.recipe import read_recipe
 from tinywave.cli.shipped import TEACHER
 from tinywave.cli.train import make_dataset, pack
 from tinywave.data.collators import CausalLanguageModelCollator
@@ -18,6 +17,7 @@ from tinywave.data.packing import PackedDataset, pack_lengths
 from tinywave.distill_trainer import DistillationTrainer
 from tinywave.eval.suites import read_suite
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
+from tinywave.stages.parsing import load_recipe
 from tinywave.training.arguments import DistillationArguments
 from tinywave.training.cached_teacher import CachedTeacher
 from tinywave.training.checkpoints import last_checkpoint
@@ -270,7 +270,7 @@ def test_a_packed_correction_runs(units, tmp_path):
     "name", ["7b_to_2b_base", "7b_to_2b_expressive", "7b_to_2b_interleaved", "7b_correction_base"]
 )
 def test_the_recipes_of_full_scale_pack(name):
-    found = read_recipe(name)
+    found = load_recipe(name)
     packed = pack([{"input_ids": [1] * 1024}] * 2, found)
     assert isinstance(packed, PackedDataset) and len(packed[0]["input_ids"]) == found["max_length"] == 2048
 

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from tinywave.cli.main import main
-from tinywave.cli.recipe import read_recipe
 from tinywave.cli.shipped import TEACHER
 from tinywave.configuration_tinywave import TinyWaveConfig
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
 from tinywave.processing_tinywave import TinyWaveProcessor
+from tinywave.stages.parsing import load_recipe
 from tinywave.training.parallel_heads_training import ParallelHeadsArguments, ParallelHeadsTrainer
 
 SIZES = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
@@ -120,7 +120,7 @@ def material(tmp_path_factory):
     ]
     (folder / "units").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), folder / "units" / "shard-00000.parquet")
-    recipe = read_recipe("nano/parallel_heads")
+    recipe = load_recipe("nano/parallel_heads")
     recipe["num_parallel_heads"] = 2
     recipe["training"] |= {"max_steps": 4, "warmup_steps": 0, "save_steps": 2, "save_total_limit": 2}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))

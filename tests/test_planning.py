@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tinywave.cli import main as command_line
 from tinywave.cli.plan import as_table, plan_recipe
-from tinywave.cli.recipe import read_recipe
 from tinywave.configuration_tinywave import TinyWaveConfig
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
+from tinywave.stages.parsing import load_recipe
 from tinywave.training.arguments import CorrectionArguments, DistillationArguments
 from tinywave.training.layer_map import LayerMap
 from tinywave.training.planning import (
@@ -174,18 +174,18 @@ def test_the_published_sizes(name, parameters, capsys, monkeypatch, request):
 
 @pytest.mark.parametrize("name", FULL_SCALE)
 def test_full_scale_recipes_say_what_the_paper_says(name):
-    found = read_recipe(name)
+    found = load_recipe(name)
     assert LayerMap.from_pairs(found["layer_map"]) == LayerMap.every_third_ending_last(32, 10)
     arguments = DistillationArguments(output_dir="outputs", **{**found["training"], "use_cpu": True})
     assert arguments.hidden_loss == "cosine"
     assert min(arguments.logits_weight, arguments.hidden_weight, arguments.attention_weight) > 0
-    assert set(read_recipe("nano/distillation")) <= set(found)
+    assert set(load_recipe("nano/distillation")) <= set(found)
 
 
 @pytest.mark.parametrize("name", ["7b_correction_base", "7b_correction_interleaved"])
 def test_correction_recipes_are_read(name):
-    found = read_recipe(name)
-    assert set(found) == {"packing", *read_recipe("nano/correction")}
+    found = load_recipe(name)
+    assert set(found) == {"packing", *load_recipe("nano/correction")}
     assert CorrectionArguments(output_dir="outputs", **{**found["training"], "use_cpu": True}).max_steps > 0
 
 

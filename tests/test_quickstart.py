@@ -8,16 +8,16 @@ import torch
 import yaml
 
 from tinywave.cli.main import main
-from tinywave.cli.recipe import read_recipe
 from tinywave.cli.shipped import TEACHER
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
+from tinywave.stages.parsing import load_recipe
 from tinywave.training.model_card import read_licence
 
 MODELS = ("teacher", "student", "no_distillation")
 
 
 def shorten(name: str, folder, **training) -> str:
-    recipe = read_recipe(name)
+    recipe = load_recipe(name)
     recipe["training"] |= {"save_steps": 2, "logging_steps": 1, **training}
     path = folder / f"{name.split('/')[-1]}.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -28,7 +28,7 @@ def shorten(name: str, folder, **training) -> str:
 def recipe_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipes")
     counts = {("story", "train"): 6, ("book", "train"): 2, ("story", "test"): 2, ("book", "test"): 1}
-    recipe = read_recipe("nano/quickstart") | {
+    recipe = load_recipe("nano/quickstart") | {
         "corpus": {
             "seed": 3,
             "documents": [

@@ -6,7 +6,7 @@ import pytest
 
 from tinywave.cli.main import build_parser
 from tinywave.cli.rebuild import steps_of_codec, steps_of_prosody, steps_of_units
-from tinywave.cli.recipe import read_recipe
+from tinywave.stages.parsing import load_recipe
 
 FOLDER = Path("/rebuilt")
 STEPS = [
@@ -19,7 +19,7 @@ def test_a_step_is_a_command_with_a_packaged_recipe(step):
     arguments = build_parser(step).parse_args(step)
     assert arguments.verb == step[0]
     if hasattr(arguments, "recipe"):
-        assert read_recipe(arguments.recipe)
+        assert load_recipe(arguments.recipe)
 
 
 def test_a_step_reads_what_earlier_steps_wrote_and_writes_a_folder_of_its_own():

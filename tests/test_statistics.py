@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.stats import binomtest
 
 from tinywave.eval.scoring import SequenceScore
 from tinywave.eval.statistics import (
+    accuracy_interval,
     bootstrap_mean_interval,
     bootstrap_sums,
     compare_accuracy,
@@ -160,3 +162,24 @@ def test_mean_retention_is_a_ratio_of_means():
 def test_mean_retention_of_other_pairs_raises():
     with pytest.raises(ValueError, match="different pairs"):
         mean_retention([([1, 0], ["a", "b"])], [([1, 0], ["a", "c"])])
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 50])
+@pytest.mark.parametrize("share", [0, 1])
+def test_an_accuracy_without_variation_has_the_exact_interval(n, share):
+    low, high = accuracy_interval([float(share)] * n)
+    expected = binomtest(n * share, n).proportion_ci(confidence_level=0.95, method="exact")
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+    assert high - low > 0.05
+
+
+def test_items_of_one_group_are_one_trial():
+    assert accuracy_interval([1.0] * 40, ["word"] * 40) == pytest.approx([0.025, 1.0])
+    assert accuracy_interval([0.5]) == pytest.approx(accuracy_interval([0.5, 0.5], [0, 0]))
+    low, high = accuracy_interval([0.5])
+    assert low < 0.05 and high > 0.95
+
+
+def test_an_accuracy_with_variation_keeps_the_bootstrap():
+    credits = [1.0, 0.0, 1.0, 1.0, 0.5]
+    assert accuracy_interval(credits, seed=3) == bootstrap_mean_interval(credits, seed=3)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tinywave.cli.recipe import read_recipe
 from tinywave.data.kokoro_voice import TEST_VOICES, TRAIN_VOICES
 from tinywave.data.story_language import split_of
 from tinywave.data.text_items import book_sentences, text_items
+from tinywave.stages.parsing import load_recipe
 
 RECIPE = {
     "seed": 4,
@@ -61,16 +61,16 @@ def test_book_sentences_of_the_splits_are_disjoint():
 
 @pytest.mark.parametrize("name", ["nano/corpus", "nano/quickstart"])
 def test_packaged_recipes_are_valid(name):
-    recipe = read_recipe(name)
+    recipe = load_recipe(name)
     assert text_items(recipe.get("corpus", recipe))
 
 
 def test_recipe_errors_say_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="No recipe nowhere"):
-        read_recipe("nowhere")
+        load_recipe("nowhere")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ValueError, match="holds list; expected a mapping"):
-        read_recipe(tmp_path / "list.yaml")
+        load_recipe(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(ValueError, match="is not YAML"):
-        read_recipe(tmp_path / "broken.yaml")
+        load_recipe(tmp_path / "broken.yaml")

@@ -1,0 +1,1 @@
+"""The recipes of the stages, from text to a report."""
