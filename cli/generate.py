@@ -10,7 +10,7 @@ from transformers.trainer_utils import set_seed
 
 from ..batching_tinywave import prompt_seed
 from ..codec_tinywave import SpeechCodec
-from ..data.audio_io import find_audio_files, load_audio, refuse_same_targets, write_audio
+from ..data.audio_io import find_audio_files, is_named_like_audio, load_audio, refuse_same_targets, write_audio
 from ..data.recordings import report_passed_over
 from ..generation_tinywave import OUTPUT_MODALITIES, check_prompt
 from ..pipeline_tinywave import GeneratedSegment, TinyWavePipeline
@@ -162,7 +162,9 @@ def choose_folders(arguments) -> tuple[list[Path], Path]:
     if not folder.is_dir():
         raise ValueError(f"--input-dir {folder} is not a folder")
     paths, passed_over = find_audio_files(folder.iterdir())
-    report_passed_over(passed_over)
+    damaged = [path for path in passed_over if is_named_like_audio(path)]
+    report_passed_over({path: reason for path, reason in passed_over.items() if path not in damaged})
+    paths = sorted([*paths, *damaged])  # Damaged ones are named at the end, and make the command fail.
     if not paths:
         raise ValueError(f"{folder} contains no recording; expected audio files")
     refuse_same_targets(paths, lambda path: _target(path, output), "the continuation")

@@ -30,11 +30,14 @@ __all__ = [
     "audio_seconds",
     "convert_waveform",
     "find_audio_files",
+    "is_named_like_audio",
     "load_audio",
     "refuse_same_targets",
     "waveform_to_flac_bytes",
     "write_audio",
 ]
+
+_AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".au", ".caf")
 
 
 def load_audio(
@@ -114,6 +117,11 @@ def find_audio_files(paths: Iterable[Path]) -> tuple[list[Path], dict[Path, str]
         else:
             passed_over[path] = reason
     return found, passed_over
+
+
+def is_named_like_audio(path: Path) -> bool:
+    """Return whether a file has the suffix of audio, so that it is damaged, not of another kind, if it is none."""
+    return path.suffix.lower() in _AUDIO_SUFFIXES
 
 
 def refuse_same_targets(paths: Iterable[Path], target: Callable[[Path], object], what: str) -> None:

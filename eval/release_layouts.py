@@ -25,7 +25,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..data.audio_io import find_audio_files
+from ..data.audio_io import find_audio_files, is_named_like_audio
 from ..data.storage import check_plain_name
 from .aggregation import OUT_OF_VOCABULARY, SALMON_PARTS
 from .salmon_tables import AUDIO_COLUMNS, StoredRecording, read_labels, salmon_tables
@@ -99,10 +99,6 @@ class Layout:
     list_recordings: Callable[[Path], Listing]
 
 
-# Of files that are reported where they cannot be read.
-_AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".au", ".caf")
-
-
 def natural_key(name: str) -> list:
     """Sorting key under which `sample_10` follows `sample_9`."""
     return [int(piece) if index % 2 else piece for index, piece in enumerate(re.split(r"(\d+)", name))]
@@ -116,7 +112,7 @@ def audio_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     files, others = find_audio_files(folder.iterdir())
-    files += [path for path in others if path.suffix.lower() in _AUDIO_SUFFIXES]
+    files += [path for path in others if is_named_like_audio(path)]
     return sorted(files, key=lambda path: natural_key(path.name))
 
 

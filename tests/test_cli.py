@@ -479,7 +479,7 @@ def test_unusable_sampling_is_refused(options, recording, tmp_path, capsys):
 def test_a_folder_without_a_model_is_refused(recording, tmp_path, capsys):
     arguments = ["generate", str(recording), str(tmp_path / "out.wav"), "--model", str(tmp_path / "nowhere")]
     assert command_line.main(arguments) == 2
-    assert "holds no TinyWaveForCausalLM" in capsys.readouterr().err
+    assert "contains no model: config.json is missing" in capsys.readouterr().err
 
 
 def test_a_full_disk_while_writing_is_one_line(recording, codec):

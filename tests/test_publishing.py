@@ -232,7 +232,7 @@ def test_a_folder_without_weights_is_refused(tmp_path, capsys):
     assert publish(tmp_path, REPO, "--dry-run")[0] == 2
     assert f"{tmp_path} holds no weights (no .safetensors file)" in capsys.readouterr().err
     assert publish(tmp_path / "nothing", REPO, "--dry-run")[0] == 2
-    assert "nothing holds no TinyWaveForCausalLM" in capsys.readouterr().err
+    assert "nothing contains no model: config.json is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["--speech-encoder", "--vocoder"])
