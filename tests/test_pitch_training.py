@@ -137,6 +137,15 @@ def test_training_brings_f0_back_and_an_interrupted_one_continues(f0_folder, tmp
         torch.testing.assert_close(resumed.state_dict()[name], tensor, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_run_resumed_within_an_epoch_draws_the_same_crops(step, f0_folder, tmp_path):
+    options = {"max_steps": 5, "per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 1}
+    expected = train_pitch(f0_folder, arguments(tmp_path, **options), PitchEncoderConfig(**SMALL)).state_dict()
+    checkpoint = str(tmp_path / f"checkpoint-{step}")
+    resumed = train_pitch(f0_folder, arguments(tmp_path, **options), PitchEncoderConfig(**SMALL), checkpoint)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.state_dict().items())
+
+
 def test_the_correlation_is_of_voiced_frames_relative_to_each_mean(f0_folder):
     """Recomputed from the codes of one utterance at a time."""
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """A small speech encoder learns the units of another on real speech, resumes, and is saved complete."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -369,6 +370,15 @@ def test_the_command_learns_resumes_goes_on_and_saves_a_complete_folder(folders,
     waveform = utterances[0].read_samples(0, utterances[0].num_samples)
     streamed = torch.cat([stream.push(waveform), stream.finish()])
     assert streamed.tolist() == load_speech_encoder(output).encode([waveform])[0].tolist()
+
+
+def test_a_run_resumed_within_an_epoch_draws_the_same_crops(utterances, tmp_path):
+    changes = {"max_steps": 4, "per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 1}
+    changes |= {"save_total_limit": None, "crop_units": 20, "mask_share": 0.2}
+    expected = train_speech_encoder(untrained_encoder(), utterances, arguments(tmp_path / "a", **changes)).state_dict()
+    shutil.copytree(tmp_path / "a" / "checkpoint-1", tmp_path / "b" / "checkpoint-1")
+    resumed = train_speech_encoder(untrained_encoder(), utterances, arguments(tmp_path / "b", **changes))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.state_dict().items())
 
 
 def test_a_cut_of_the_teacher_learns_to_do_what_all_of_it_did(teacher, folders, utterances, tmp_path, capsys):

@@ -118,11 +118,20 @@ def test_loss_by_hand():
 
 def test_training_learns_to_tell_styles_of_unheard_text(corpus, examples, tmp_path):
     held_out = load_style_examples([corpus], STYLES, "validation")
-    encoder = train_style(examples, arguments(tmp_path), StyleEncoderConfig(**MODEL))
+    encoder = train_style(examples, arguments(tmp_path, max_steps=120), StyleEncoderConfig(**MODEL))
     assert style_accuracy(encoder, examples)["utterance"] == 1.0
     assert style_accuracy(encoder, held_out)["window"] >= 0.75
     louder = [StyleExample(waveform_to_flac_bytes(0.1 * load_audio(e.audio), 16000), e.style) for e in examples]
     assert style_accuracy(encoder, louder)["utterance"] == 1.0
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"dataloader_num_workers": 1}])
+def test_a_run_resumed_within_an_epoch_draws_the_same_crops(options, examples, tmp_path):
+    options = options | {"max_steps": 4, "per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 1}
+    expected = train_style(examples, arguments(tmp_path, **options), StyleEncoderConfig(**MODEL)).state_dict()
+    checkpoint = str(tmp_path / "checkpoint-1")
+    resumed = train_style(examples, arguments(tmp_path, **options), StyleEncoderConfig(**MODEL), checkpoint)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.state_dict().items())
 
 
 def test_accuracy_by_hand(examples):

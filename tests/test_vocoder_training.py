@@ -400,6 +400,15 @@ def test_vocoder_learns_to_sing_from_pitch_and_style_alone(melodic_folder, tmp_p
     assert happy > 1.1 * sad
 
 
+def test_a_run_resumed_within_an_epoch_draws_the_same_crops(features_folder, tmp_path):
+    options = {"max_steps": 4, "per_device_train_batch_size": 1, "save_strategy": "steps", "save_steps": 1}
+    options |= {"crop_units": 10, "unit_noise": 0.3}
+    expected = train_vocoder(features_folder, _arguments(tmp_path, **options), VocoderConfig(**SMALL)).state_dict()
+    checkpoint = str(tmp_path / "checkpoint-1")
+    resumed = train_vocoder(features_folder, _arguments(tmp_path, **options), VocoderConfig(**SMALL), checkpoint)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.state_dict().items())
+
+
 def test_a_vocoder_learns_to_speak_with_and_without_prosody(melodic_folder, tmp_path):
     config = VocoderConfig(**SMALL, num_pitch_tokens=16, num_style_tokens=3, optional_prosody=True)
     styles = ["base", "happy", "sad"]

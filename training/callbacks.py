@@ -12,10 +12,10 @@ LOSS_CURVE_FILE = "loss_curve.png"
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the training data which epoch begins, by its `set_epoch` where it has one.
+    """Calls `set_epoch` of the training data, where it has one, at the beginning of every epoch.
 
-    The data loader of accelerate does so in a single process only: with several, it tells its sampler alone, and data
-    that is drawn anew for every epoch would stay that of the first.
+    The data loader of accelerate does so in a single process only: with several, it calls that of its sampler alone,
+    and data that is drawn anew for every epoch would stay that of the first.
     """
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):

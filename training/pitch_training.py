@@ -19,6 +19,7 @@ from ..configuration_tinywave import PitchEncoderConfig
 from ..data.f0_extraction import F0Contour, load_f0
 from ..pitch_encoder_tinywave import CodeQuantizer, PitchEncoder, PitchEncoderOutput, contour_to_features
 from .resumable_trainer import ResumableTrainer
+from .seeded_examples import SeededExamples
 
 
 @dataclass
@@ -192,7 +193,7 @@ def train_pitch(
     trainer = PitchTrainer(
         model=pitch_encoder,
         args=args,
-        train_dataset=PitchDataset(contours, args.crop_frames),
+        train_dataset=SeededExamples(PitchDataset(contours, args.crop_frames), args.seed),
         data_collator=collate_contours,
     )
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)

@@ -10,6 +10,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
+from .callbacks import EpochCallback
 from .checkpoints import complete_checkpoint, last_checkpoint, partial_checkpoints, remove_partial_checkpoints
 
 _NUM_NAMES_SHOWN = 3
@@ -24,6 +25,7 @@ class ResumableTrainer(Trainer):
       finite are not saved. Gradients that overflow under float16 are left to the gradient scaler, which skips the
       step.
     - Resuming from the last checkpoint of a run takes no further step.
+    - The training data's `set_epoch` is called at the beginning of every epoch, in every process.
 
     Raises:
         FloatingPointError: for gradients or weights that are not finite, naming the step and the last checkpoint.
@@ -32,6 +34,10 @@ class ResumableTrainer(Trainer):
 
     # While a checkpoint is written: the folder that it is written into.
     _checkpoint_root: Path | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_callback(EpochCallback())
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """Train as `Trainer.train` does; `resume_from_checkpoint=True` takes the newest complete checkpoint."""

@@ -26,6 +26,7 @@ from ..speech_quantizers_tinywave import CentroidQuantizer
 from .checkpoints import last_checkpoint
 from .filter_bank import initialize_filter_bank
 from .resumable_trainer import ResumableTrainer
+from .seeded_examples import SeededExamples
 
 IGNORED = -100
 MASKED_SPAN = 5
@@ -360,10 +361,11 @@ def train_speech_encoder(
             f"found feature_weight={args.feature_weight} but no teacher with centroids; features are compared with "
             "its own, normalised as its centroids are: give one, or set feature_weight to 0"
         )
+    dataset = SpeechEncoderDataset(balance_voices(utterances, args.other_voices_share), encoder, args)
     trainer = SpeechEncoderTrainer(
         model=SpeechEncoderForDistillation(encoder, args, teacher.quantizer if teacher else None),
         args=args,
-        train_dataset=SpeechEncoderDataset(balance_voices(utterances, args.other_voices_share), encoder, args),
+        train_dataset=SeededExamples(dataset, args.seed),
         teacher=teacher,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(Path(args.output_dir)))

@@ -18,6 +18,7 @@ from ..data.corpus import iterate_corpus
 from ..style_encoder_tinywave import StyleEncoder, StyleEncoderOutput
 from .filter_bank import initialize_filter_bank
 from .resumable_trainer import ResumableTrainer
+from .seeded_examples import SeededExamples
 
 
 @dataclass
@@ -155,7 +156,7 @@ def train_style(
     trainer = StyleTrainer(
         model=style_encoder,
         args=args,
-        train_dataset=StyleDataset(examples, args, config.sampling_rate),
+        train_dataset=SeededExamples(StyleDataset(examples, args, config.sampling_rate), args.seed),
         data_collator=collate_style_examples,
     )
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)

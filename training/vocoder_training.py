@@ -18,6 +18,7 @@ from ..tokenization_tinywave import deduplicate
 from ..vocoder_inputs_tinywave import codes_at_frames, length_mask
 from ..vocoder_tinywave import SUBFRAMES, Vocoder, VocoderOutput
 from .resumable_trainer import ResumableTrainer
+from .seeded_examples import SeededExamples
 
 MIN_STD = 1e-4
 
@@ -232,10 +233,11 @@ def train_vocoder(
     torch.manual_seed(args.seed)
     vocoder = Vocoder(config)
     set_output_statistics(vocoder, examples)
+    dataset = VocoderDataset(examples, config, args.crop_units, style_names)
     trainer = VocoderTrainer(
         model=vocoder,
         args=args,
-        train_dataset=VocoderDataset(examples, config, args.crop_units, style_names),
+        train_dataset=SeededExamples(dataset, args.seed),
         data_collator=collate_vocoder_examples,
     )
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
