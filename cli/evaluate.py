@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ..data.interleaving import read_documents, read_encoder
 from ..data.storage import write_json
@@ -79,7 +79,7 @@ def run(arguments) -> int:
     models = {role: _load(name, arguments.revision) for role, name in named.items()}
     streams = models[STUDENT].config.stream_ranges()
     manifests = find_suites(arguments, list(streams), output)
-    suites = in_directions(manifests, arguments.directions, arguments.model)
+    suites = in_directions(manifests, arguments.directions, arguments.model, arguments.revision)
     prosody = [name for name in ("pitch", "style") if name in streams]
     evaluation = evaluate_models(
         models,
@@ -91,8 +91,9 @@ def run(arguments) -> int:
         normalisation=arguments.normalisation,
         vocabulary=arguments.vocabulary,
     )
-    name = Path(arguments.model).resolve().name
-    write_evaluation(evaluation, name, output, arguments.dataset_id)
+    name = Path(arguments.model).resolve().name + (f"@{arguments.revision}" if arguments.revision else "")
+    scored = describe_models(named, models, arguments.revision)
+    write_evaluation(evaluation, name, output, arguments.dataset_id, scored)
     write_evaluation_page(
         evaluation,
         name,
@@ -133,12 +134,14 @@ def find_suites(arguments, streams: list[str], output: Path) -> dict[str, Path]:
     return suites
 
 
-def in_directions(manifests: dict[str, Path], directions: list[str], model: str) -> dict[str, Path | StorySuite]:
+def in_directions(
+    manifests: dict[str, Path], directions: list[str], model: str, revision: str | None = None
+) -> dict[str, Path | StorySuite]:
     """The suites in every direction; the tokenizer of those with text is the model's."""
     suites: dict[str, Path | StorySuite] = dict(manifests) if SPEECH_TO_SPEECH in directions else {}
     for direction in dict.fromkeys(directions):
         if direction != SPEECH_TO_SPEECH:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(model, revision=revision)
             stories = [StorySuite(read_suite(path), direction, tokenizer) for path in manifests.values()]
             suites |= {suite.name: suite for suite in stories}
     return suites
@@ -157,8 +160,20 @@ def _voice(arguments, streams):
     return lambda speech: (codec.decode(speech).numpy(), codec.output_sampling_rate)
 
 
-def write_evaluation(evaluation: Evaluation, name: str, output: Path, dataset_id: str | None) -> None:
-    """Writes results.json, pairs.parquet, evaluation.json, model_index.json and, with a data set, .eval_results."""
+def describe_models(named: dict[str, str], models: dict[str, PreTrainedModel], revision: str | None) -> dict:
+    """Return what was scored: the names, and of repositories of the Hub the revision and the commit it stands for."""
+    records = {}
+    for role, name in named.items():
+        commit = getattr(models[role].config, "_commit_hash", None)
+        is_local = Path(name).is_dir()
+        records[role] = {"name": name} | ({} if is_local else {"revision": revision, "commit": commit})
+    return records
+
+
+def write_evaluation(
+    evaluation: Evaluation, name: str, output: Path, dataset_id: str | None, models: dict | None = None
+) -> None:
+    """Write results.json, pairs.parquet, evaluation.json, model_index.json and, with a data set, .eval_results."""
     results = [
         result
         for by_model in evaluation.suites.values()
@@ -166,7 +181,7 @@ def write_evaluation(evaluation: Evaluation, name: str, output: Path, dataset_id
     ]
     write_json(results, output / "results.json")
     write_pairs([by_model[STUDENT] for by_model in evaluation.suites.values()], output / "pairs.parquet")
-    write_json(evaluation.to_record(), output / "evaluation.json")
+    write_json(evaluation.to_record() | {"models": models}, output / "evaluation.json")
     write_json(results_to_model_index(results, name), output / "model_index.json")
     if dataset_id:
         write_hub_results(results, dataset_id, output)

@@ -18,6 +18,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .. import __version__
 from ..data.storage import atomic_file, write_json
+from ..training.model_card import escape_markdown
 from .checkpoint_files import Checkpoint
 from .key_report import KeyMap, KeyReport, TensorSpec, match_keys
 from .licences import LICENCE_FILES, Licence, stated_licence
@@ -209,14 +210,23 @@ def _card(conversion: Conversion, report: KeyReport) -> str:
     lines = ["---", f"license: {licence.tag}"]
     if licence.tag == "other":
         lines.append(f"license_name: {licence.name.split(':')[0].lower().replace(' ', '-')}")
-    lines += ["library_name: transformers", "tags:", "- speech", "- tinywave", "---", "", f"# {conversion.title}", ""]
+    lines += [
+        "library_name: transformers",
+        "tags:",
+        "- speech",
+        "- tinywave",
+        "---",
+        "",
+        f"# {escape_markdown(conversion.title)}",
+        "",
+    ]
     lines += [f"Converted by tinywave {__version__} from the source format `{conversion.format}`.", ""]
     lines += ["## Licence", "", licence.as_text(), ""]
     if stated:
-        lines += [f"The card of the source states: {stated}.", ""]
+        lines += [f"The card of the source states: {escape_markdown(stated)}.", ""]
     lines += ["## Use", "", "```python", conversion.usage.strip(), "```", ""]
     lines += ["## Conversion", "", f"Tensors: {report.summary()}. Key by key: `{REPORT_TEXT_FILE}`.", ""]
     lines += [f"- {note}" for note in conversion.notes] + [""] * bool(conversion.notes)
     lines += ["| source file | bytes |", "|---|---|"]
-    lines += [f"| {path.name} | {path.stat().st_size:,} |" for path in conversion.checkpoint.files]
+    lines += [f"| {escape_markdown(path.name)} | {path.stat().st_size:,} |" for path in conversion.checkpoint.files]
     return "\n".join(lines) + "\n"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.storage import atomic_file
+from ..training.model_card import escape_markdown
 
 MODELS = {"teacher": "teacher", "student": "student", "no_distillation": "no distillation"}
 REQUIRED_KEYS = ("teacher", "student", "suites", "perplexity", "retention")
@@ -179,16 +180,18 @@ def report_to_markdown(report: dict) -> str:
     """Return the results as Markdown tables: the models, and where they were measured the prosody that goes on, and
     what is left of speech after a trip through the units."""
     lines = ["| | " + " | ".join(MODELS.values()) + " |", "|---|" + "---:|" * len(MODELS)]
-    lines.extend(f"| {row.label} | " + " | ".join(row.values) + " |" for row in report_to_rows(report))
+    lines.extend(
+        f"| {escape_markdown(row.label)} | " + " | ".join(row.values) + " |" for row in report_to_rows(report)
+    )
     prosody = prosody_to_rows(report)
     if prosody:
         lines.extend(["", "| prosody of a prompt continued | " + " | ".join(MODELS.values()) + " |"])
         lines.append("|---|" + "---:|" * len(MODELS))
-        lines.extend(f"| {row.label} | " + " | ".join(row.values) + " |" for row in prosody)
+        lines.extend(f"| {escape_markdown(row.label)} | " + " | ".join(row.values) + " |" for row in prosody)
     resynthesis = resynthesis_to_rows(report)
     if resynthesis:
         lines.extend(["", "| word error rate | recording | units and back |", "|---|---:|---:|"])
-        lines.extend(f"| {row.label} | " + " | ".join(row.values) + " |" for row in resynthesis)
+        lines.extend(f"| {escape_markdown(row.label)} | " + " | ".join(row.values) + " |" for row in resynthesis)
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """The card of a model repository, written from the facts of its run; what is not known is left out."""
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from ..eval.result_records import results_to_model_index
 from ..eval.results_table import MODELS, REQUIRED_KEYS, format_accuracy, report_to_markdown, suite_to_label
 from ..training.arguments import DistillationArguments
 from ..training.layer_map import LayerMap
-from ..training.model_card import describe_terms
+from ..training.model_card import describe_terms, escape_markdown
 from .run_facts import CorpusPart, RunFacts
 
 CHANCE = 0.5
@@ -150,12 +151,18 @@ def _examples(repo_id: str, examples: Sequence[Example]) -> str:
             f'<audio controls src="https://huggingface.co/{repo_id}/resolve/main/{path}"></audio>'
             for path in (example.prompt, example.continuation)
         )
-        blocks.append(f"{example.caption}\n\nPrompt: {next(players)}\n\nContinuation: {next(players)}")
+        blocks.append(
+            f"{escape_markdown(example.caption)}\n\nPrompt: {next(players)}\n\nContinuation: {next(players)}"
+        )
     return "\n\n".join(blocks)
 
 
 def _training(facts: RunFacts) -> str:
-    paragraphs = [facts.training_text or "", "" if facts.training_text else _recipe(facts), _trainer_state(facts)]
+    paragraphs = [
+        html.escape(facts.training_text or "", quote=False),
+        "" if facts.training_text else _recipe(facts),
+        _trainer_state(facts),
+    ]
     if "correction" in facts.report.get("configuration", {}):
         paragraphs.insert(0, _quickstart(facts))
     text = "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
@@ -170,7 +177,7 @@ def _quickstart(facts: RunFacts) -> str:
         "no_distillation": f"{origin}, was pruned to this model, which then learnt from the data without a teacher: "
         "the baseline of distillation.",
     }
-    recipe = f" Recipe of TinyWave: `{facts.recipe_name}`." if facts.recipe_name else ""
+    recipe = f" Recipe of TinyWave: {escape_markdown(facts.recipe_name)}." if facts.recipe_name else ""
     return made.get(facts.role, "") + recipe
 
 
@@ -217,8 +224,8 @@ def _data(corpus: Sequence[CorpusPart]) -> str:
         return ""
     lines = ["| split | kind | documents | hours | voice | licence | source |", "|---|---|---:|---:|---|---|---|"]
     lines.extend(
-        f"| {part.split} | {part.domain.replace('_', ' ')} | {part.documents} | {part.hours:.2f} | {part.voice} | "
-        f"{part.licence} | {part.source} |"
+        f"| {part.split} | {escape_markdown(part.domain.replace('_', ' '))} | {part.documents} | {part.hours:.2f} | "
+        f"{escape_markdown(part.voice)} | {escape_markdown(part.licence)} | {escape_markdown(part.source)} |"
         for part in corpus
     )
     return "## Data\n\n" + "\n".join(lines)
@@ -242,8 +249,8 @@ the unchanged voice likelier than its counterpart; chance is 50 %. Brackets hold
 def _results_table(results: Sequence[dict]) -> str:
     lines = ["| suite | part | score | n | accuracy |", "|---|---|---|---:|---:|"]
     lines.extend(
-        f"| {suite_to_label(result['suite'])} | {result['part']} | {result['score']} | {result['n']} | "
-        f"{format_accuracy(result)} |"
+        f"| {escape_markdown(suite_to_label(result['suite']))} | {escape_markdown(result['part'])} | "
+        f"{result['score']} | {result['n']} | {format_accuracy(result)} |"
         for result in results
     )
     return "\n".join(lines)
@@ -254,9 +261,10 @@ def _limits(config: TinyWaveConfig, facts: RunFacts) -> str:
     heard = [part for part in facts.corpus if part.split == "train"]
     if heard:
         voices = {part.voice for part in heard}
+        names = escape_markdown(", ".join(sorted(voices)))
         lines.append(
             f"In its last training it heard {sum(part.hours for part in heard):.1f} hours of speech in "
-            f"{len(voices)} {'voice' if len(voices) == 1 else 'voices'} ({', '.join(sorted(voices))}); other speech "
+            f"{len(voices)} {'voice' if len(voices) == 1 else 'voices'} ({names}); other speech "
             "and other subjects are outside of what it knows."
         )
     if _is_of_speech_alone(config, facts):
@@ -287,7 +295,9 @@ def _licences(facts: RunFacts, codec: CodecFacts) -> str:
     rows = [*([("language model", stated)] if stated else []), *codec.licences]
     if not rows:
         return ""
-    return "## Licences\n\n| part | licence |\n|---|---|\n" + "\n".join(f"| {part} | {name} |" for part, name in rows)
+    return "## Licences\n\n| part | licence |\n|---|---|\n" + "\n".join(
+        f"| {escape_markdown(part)} | {escape_markdown(name)} |" for part, name in rows
+    )
 
 
 def _citation() -> str:

@@ -57,3 +57,15 @@ def test_the_licence_outlives_a_correction(tmp_path):
 
 def test_without_a_card_no_licence_is_claimed(tmp_path):
     assert write_card(tmp_path).data.license is None
+
+
+def test_text_of_files_cannot_add_markup_to_a_card(tmp_path):
+    teacher = tmp_path / "<img src=x onerror=alert(1)> [a](javascript:b)"
+    teacher.mkdir()
+    (teacher / "README.md").write_text("---\nlicense: other\nlicense_name: 'x\\n---\\nevil: true'\n---\n")
+    arguments = CorrectionArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+    (tmp_path / "out").mkdir()
+    card = write_correction_card(tmp_path / "out", teacher=teacher, args=arguments, num_examples=1)
+    text = card.read_text()
+    assert "<img" not in text and "](javascript" not in text
+    assert ModelCard(text).data.to_dict().get("evil") is None

@@ -1,6 +1,8 @@
 """Model cards of corrected teachers and of distilled students, from the facts of their runs."""
 
+import html
 import os
+import re
 from pathlib import Path
 
 import yaml
@@ -11,12 +13,26 @@ from .arguments import CorrectionArguments, DistillationArguments
 from .layer_map import LayerMap
 
 CARD = "README.md"
+_MARKUP = re.compile(r"[\\`*_\[\]|~]|^[#>+-]")
 _TERMS = {
     "cross_entropy_weight": "cross-entropy on the data",
     "logits_weight": "logits: {logits_loss} at temperature {temperature:g}",
     "hidden_weight": "hidden states: {hidden_loss}",
     "attention_weight": "attention: {attention_loss}",
 }
+
+
+def escape_markdown(text: object) -> str:
+    """Return text from a file or a name as plain words of a Markdown page: one line, no markup, links or HTML.
+
+    ```python
+    >>> print(escape_markdown("a|b <script>[x](y)"))
+    a\\|b &lt;script&gt;\\[x\\](y)
+
+    ```
+    """
+    line = html.escape(" ".join(str(text).split()), quote=False)
+    return _MARKUP.sub(lambda match: "\\" + match[0], line)
 
 
 def describe_terms(args: DistillationArguments) -> list[str]:
@@ -73,9 +89,9 @@ def write_correction_card(
     """
     content = f"""{_front_matter(teacher, "lora")}
 
-# {Path(folder).resolve().name}
+# {_name_of(folder)}
 
-{Path(teacher).resolve().name}, corrected on the speech that a student will learn from, as in TinyWave
+{_name_of(teacher)}, corrected on the speech that a student will learn from, as in TinyWave
 ([arXiv 2506.23670](https://arxiv.org/abs/2506.23670)): LoRA of rank {args.lora_rank} (alpha {args.lora_alpha}) on
 {", ".join(args.lora_target_modules)}, {num_examples:,} documents, learning rate {args.learning_rate:g},
 seed {args.seed}; merged into the weights, so that it loads as it did before.
@@ -106,10 +122,10 @@ def write_model_card(
     terms = "\n".join(f"- {line}" for line in describe_terms(args))
     content = f"""{_front_matter(teacher, "knowledge-distillation")}
 
-# {Path(folder).resolve().name}
+# {_name_of(folder)}
 
 A speech language model of {parameters[0]:,} parameters, {share:.1f} % of the {parameters[1]:,} of its teacher
-{Path(teacher).resolve().name}, distilled as in TinyWave ([arXiv 2506.23670](https://arxiv.org/abs/2506.23670)).
+{_name_of(teacher)}, distilled as in TinyWave ([arXiv 2506.23670](https://arxiv.org/abs/2506.23670)).
 
 ```python
 from transformers import AutoModelForCausalLM
@@ -131,6 +147,10 @@ It knows the kind of speech that it was trained on and little else, and says thi
 those that `tinywave evaluate` gives; none is quoted here that was not measured.
 """
     return _write_card(content, folder)
+
+
+def _name_of(folder: str | os.PathLike) -> str:
+    return escape_markdown(Path(folder).resolve().name)
 
 
 def _write_card(content: str, folder: str | os.PathLike) -> Path:
