@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from ..data.collators import CausalLanguageModelCollator
+from ..data.interleaving import read_encoder
 from ..processing_tinywave import TinyWaveProcessor
 from ..stages.recipes import CorrectionRecipe
 from ..training.arguments import CorrectionArguments
@@ -46,6 +47,7 @@ def correct(recipe: dict, teacher: str | Path, units_folder: str | Path, output_
         return
     model, tokenizer = load_for_training(teacher, recipe.get("streams"))
     dataset = make_dataset(recipe, units_folder, "train", model.config, tokenizer)
+    model.config.codec_fingerprint = read_encoder(units_folder)
     args = CorrectionArguments(
         output_dir=str(output_dir),
         seed=recipe["seed"],

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import set_seed
 
 from ..data.collators import CausalLanguageModelCollator
+from ..data.interleaving import read_encoder
 from ..distill_trainer import DistillationTrainer
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
@@ -99,6 +100,7 @@ def distill(
         if init_from
         else prune(model, layer_map, recipe, dataset, collator)
     )
+    student.config.codec_fingerprint = read_encoder(units_folder)
     trainer = DistillationTrainer(
         student,
         teacher_model=None if teacher_cache else model,

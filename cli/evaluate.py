@@ -1,5 +1,6 @@
 """`tinywave evaluate --model outputs/student --suite outputs/suites --output-dir outputs/scores`"""
 
+import sys
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -87,7 +88,7 @@ def run(arguments) -> int:
         read_documents(arguments.units, "test", prosody=prosody) if arguments.units else (),
         scored_streams=arguments.scored_streams,
         batch_size=arguments.batch_size,
-        encoder=read_encoder(arguments.units) if arguments.units else None,
+        encoder=codec_of(models[STUDENT], arguments.units),
         normalisation=arguments.normalisation,
         vocabulary=arguments.vocabulary,
     )
@@ -113,6 +114,21 @@ def _load(name: str, revision: str | None) -> TinyWaveForCausalLM | OnnxForCausa
     if Path(name).is_dir():
         return load_for_scoring(name)
     return load_pretrained(TinyWaveForCausalLM, name, dtype="float32", revision=revision)
+
+
+def codec_of(model: PreTrainedModel, units: str | None) -> str | None:
+    """Return the fingerprint of the codec whose streams a model was trained on: that of `units`, or the model's own.
+
+    Where neither is known, a note on standard error says that suites of another codec would not be noticed.
+    """
+    found = read_encoder(units) if units else getattr(model.config, "codec_fingerprint", None)
+    if found is None:
+        print(
+            "tinywave: warning: the model does not state the codec of its units, so that suites of another codec would "
+            "be scored as well; give --units to check it",
+            file=sys.stderr,
+        )
+    return found
 
 
 def find_suites(arguments, streams: list[str], output: Path) -> dict[str, Path]:

@@ -7,7 +7,14 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast, TrainingArguments, set_seed
 
 from ..configuration_tinywave import TinyWaveConfig
-from ..data.interleaving import INTERLEAVED, SPEECH_ONLY, InterleavedDataset, JoinedDataset, read_documents
+from ..data.interleaving import (
+    INTERLEAVED,
+    SPEECH_ONLY,
+    InterleavedDataset,
+    JoinedDataset,
+    read_documents,
+    read_encoder,
+)
 from ..data.packing import PackedDataset
 from ..stages.recipes import TrainRecipe
 from ..tokenization_tinywave import build_tokenizer, text_part, train_text_tokenizer
@@ -50,6 +57,7 @@ def run(arguments) -> int:
         documents = read_documents(arguments.units, "train", recipe.get("domains"))
         texts = [" ".join(document.words) for document in documents]
         tokenizer = build_tokenizer(config, train_text_tokenizer(texts, config))
+    config.codec_fingerprint = read_encoder(arguments.units)
     datasets = {split: make_dataset(recipe, arguments.units, split, config, tokenizer) for split in TRAINING_SPLITS}
     trainer = train_language_model(
         model,

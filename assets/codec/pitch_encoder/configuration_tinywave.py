@@ -90,6 +90,8 @@ class TinyWaveConfig(LlamaConfig):
             `quantization_tinywave.py`; such a folder loads as TinyWave only. Default: floating point.
         num_parallel_heads (`int`, default 0): heads that draft tokens after the next one, see
             `parallel_heads_tinywave.py`; plain Llama leaves them out.
+        codec_fingerprint (`str`, *optional*): of the codec that made the streams of the last training
+            (`SpeechCodec.fingerprint`), so that streams of another codec are refused. Default: unknown.
 
     Ids that belong to no stream are filler: they exist in the embedding and are never generated.
 
@@ -117,6 +119,7 @@ class TinyWaveConfig(LlamaConfig):
     style_rate: float = 1.0
     weight_format: str | None = None
     num_parallel_heads: int = 0
+    codec_fingerprint: str | None = None
 
     def __post_init__(self, **kwargs):
         # The published SPIRIT-LM folders carry -1, which no batch can be padded with.
