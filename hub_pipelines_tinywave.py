@@ -6,7 +6,8 @@
 Both tasks are thin: [`TinyWavePipeline`] does the work, and `pipe.tinywave` is one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import Pipeline, PreTrainedModel, ProcessorMixin
 from .codec_tinywave import SpeechCodec
 from .f0_tinywave import F0Extractor
 from .pipeline_tinywave import GeneratedSegment, TinyWavePipeline
-from .tokenization_tinywave import Segment
+from .speech_inputs_tinywave import EXPECTED, is_audio, is_segment, to_waveform
 from .vocoder_tinywave import NeuralDecoder
 
 DEFAULT_MAX_NEW_TOKENS = 256  # of the text-to-audio pipeline of transformers
@@ -27,13 +28,15 @@ class SpeechContinuationPipeline(Pipeline):
 
     Inputs of a call:
 
-    - a waveform, 1-D, mono, in [-1, 1], at the `sampling_rate` that is given (default: the speech encoder's),
-    - or a dictionary of "array" (or "raw") and "sampling_rate", as audio data sets have it,
-    - or a tuple of segments, `("text", str)` and `("speech", waveform)`,
-    - or a list of these, which are continued one after the other.
+    - audio, in a form of `speech_inputs_tinywave.to_waveform`: a waveform (floats in [-1, 1] or integers of PCM), a
+      dictionary of "array" (or "raw") and "sampling_rate", of "bytes" or "path", `(sampling_rate, samples)`, an audio
+      decoder of `datasets`, or the path or the bytes of a WAV or FLAC file,
+    - or a segment, `("text", str)` or `("speech", audio)`, or a tuple of segments, a conversation,
+    - or a list, a generator or a `KeyDataset` of these, which are continued `batch_size` at a time.
 
-    Options of a call: `output_modality` ("speech" by default, "text", or "free" for both), `sampling_rate` (Hz), and
-    those of `generate`, which adds at most 256 tokens if nothing else is asked for.
+    Options of a call: `output_modality` ("speech" by default, "text", or "free" for both), `sampling_rate` (Hz) of
+    waveforms that do not state their own, `match_loudness`, and those of `generate`, by name or in `generate_kwargs`,
+    which adds at most 256 tokens if nothing else is asked for.
 
     A call returns "audio" (`np.ndarray` of shape `(samples,)`, all speech in a row), "sampling_rate" (Hz), "text" (all
     text) and "segments" (list of [`GeneratedSegment`], with times in seconds).
@@ -70,45 +73,72 @@ class SpeechContinuationPipeline(Pipeline):
         """Yield pieces while the model generates, see [`TinyWavePipeline.stream`]; inputs and options as of a call."""
         preprocess_options, generation_options, _ = self._sanitize_parameters(**options)
         model_inputs = self.preprocess(inputs, **preprocess_options)
-        return self.tinywave.stream(**model_inputs, **self._with_default_length(generation_options))
+        conversation = model_inputs["conversation"]
+        return self.tinywave.stream(conversation, **self._with_default_length(generation_options))
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write the whole folder again, codec and code included."""
         self.tinywave.save_pretrained(save_directory)
 
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """Continue one input, or every input of a list, a generator or a data set; see the class."""
+        if isinstance(inputs, list) and not inputs:
+            return []
+        if isinstance(inputs, tuple):
+            # A tuple is one input here, be it (sampling_rate, samples), a segment or a conversation.
+            return super().__call__([inputs], **options)[0]
+        return super().__call__(inputs, **options)
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the output of every input; `batch_size` of them are continued at once. Workers are not used."""
+        indexed = (inputs[index] for index in range(len(inputs))) if hasattr(inputs, "__getitem__") else inputs
+        prepared = (self.preprocess(item, **preprocess_params) for item in indexed)
+        while batch := list(islice(prepared, batch_size)):
+            conversations = [item["conversation"] for item in batch]
+            options = {key: value for key, value in batch[0].items() if key != "conversation"}
+            with self.device_placement(), torch.no_grad():
+                outputs = self._continue(conversations, options, forward_params)
+            yield from (self.postprocess(output, **postprocess_params) for output in outputs)
+
     def _sanitize_parameters(
-        self, sampling_rate: int | None = None, **generation_options: Any
+        self, sampling_rate: int | None = None, generate_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        return {} if sampling_rate is None else {"sampling_rate": sampling_rate}, generation_options, {}
+        rate = {} if sampling_rate is None else {"sampling_rate": sampling_rate}
+        return rate, {**options, **(generate_kwargs or {})}, {}
 
     def preprocess(self, inputs: Any, sampling_rate: int | None = None) -> dict[str, Any]:
-        """Return the conversation and its sampling rate; `ValueError` for inputs of another kind."""
-        if isinstance(inputs, dict):
-            sampling_rate = inputs.get("sampling_rate", sampling_rate)
-            inputs = inputs.get("array", inputs.get("raw"))
-        if isinstance(inputs, (np.ndarray, torch.Tensor)):
-            inputs = (("speech", inputs),)
-        if not isinstance(inputs, tuple):
-            raise ValueError(
-                f"found {type(inputs).__name__}; expected a waveform, a dictionary of 'array' and 'sampling_rate', "
-                "or a tuple of segments, ('text', str) or ('speech', waveform)"
-            )
-        return self._conversation(inputs, sampling_rate)
-
-    def _conversation(self, segments: Sequence[Segment], sampling_rate: int | None) -> dict[str, Any]:
+        """Return the conversation and the sampling rate; `ValueError` for inputs of another kind."""
+        if is_segment(inputs):
+            conversation = [inputs]
+        elif isinstance(inputs, (list, tuple)) and inputs and all(map(is_segment, inputs)):
+            conversation = list(inputs)
+        elif is_audio(inputs) or isinstance(inputs, str):
+            conversation = [("speech", inputs)]
+        else:
+            raise ValueError(f"found {type(inputs).__name__}; {EXPECTED}, or segments, ('text', str)")
         expected = self.tinywave.codec.input_sampling_rate
         # Tensors would follow the language model to its device; the codec stays where it is.
-        contents = [
-            (modality, np.asarray(content) if modality == "speech" else content) for modality, content in segments
+        ready = [
+            (modality, to_waveform(content, sampling_rate, expected) if modality == "speech" else content)
+            for modality, content in conversation
         ]
-        return {"conversation": contents, "sampling_rate": expected if sampling_rate is None else sampling_rate}
+        return {"conversation": ready}
 
     def _forward(self, model_inputs: dict[str, Any], **generation_options: Any) -> list[GeneratedSegment]:
-        return self.tinywave(
-            [model_inputs["conversation"]],
-            sampling_rate=model_inputs["sampling_rate"],
-            **self._with_default_length(generation_options),
-        )[0]
+        (output,) = self._continue([model_inputs["conversation"]], {}, generation_options)
+        return output
+
+    def _continue(self, conversations: list, options: dict[str, Any], generation_options: dict[str, Any]) -> list:
+        """New segments of every conversation, or with `num_return_sequences` above 1 a list of so many."""
+        return self.tinywave(conversations, **options, **self._with_default_length(generation_options))
 
     def _with_default_length(self, options: dict[str, Any]) -> dict[str, Any]:
         is_given = {"max_new_tokens", "max_length", "generation_config"} & options.keys()
@@ -116,8 +146,10 @@ class SpeechContinuationPipeline(Pipeline):
             return options
         return options | {"max_new_tokens": DEFAULT_MAX_NEW_TOKENS}
 
-    def postprocess(self, model_outputs: list[GeneratedSegment]) -> dict[str, Any]:
-        """Join the segments."""
+    def postprocess(self, model_outputs: list) -> dict[str, Any] | list[dict[str, Any]]:
+        """Join the segments of a continuation; several continuations of one input give a list."""
+        if model_outputs and isinstance(model_outputs[0], list):
+            return [self.postprocess(output) for output in model_outputs]
         return self._audio(model_outputs) | {
             "text": "".join(segment.text for segment in model_outputs if segment.modality == "text"),
             "segments": model_outputs,
@@ -151,8 +183,10 @@ class TextToSpeechPipeline(SpeechContinuationPipeline):
             raise ValueError(
                 f"found {type(text).__name__}; text-to-audio takes a str, speech-continuation takes speech"
             )
-        return self._conversation([("text", text)], None)
+        return {"conversation": [("text", text)]}
 
-    def postprocess(self, model_outputs: list[GeneratedSegment]) -> dict[str, Any]:
-        """Join the speech."""
+    def postprocess(self, model_outputs: list) -> dict[str, Any] | list[dict[str, Any]]:
+        """Join the speech of a continuation; several continuations of one input give a list."""
+        if model_outputs and isinstance(model_outputs[0], list):
+            return [self.postprocess(output) for output in model_outputs]
         return self._audio(model_outputs)

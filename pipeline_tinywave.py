@@ -21,9 +21,11 @@ from .codec_tinywave import SpeechCodec
 from .f0_tinywave import F0Extractor
 from .generation_tinywave import stream_ids
 from .loading_tinywave import load_pretrained
+from .loudness_tinywave import apply_gain, matching_gain
 from .modeling_tinywave import TinyWaveForCausalLM
 from .processing_tinywave import TinyWaveProcessor
 from .prompt_cache_tinywave import PromptCache
+from .speech_inputs_tinywave import as_batch, is_rate_and_samples, to_waveform
 from .tokenization_tinywave import (
     NO_MODALITY,
     TEXT_MODALITY,
@@ -39,6 +41,11 @@ from .vocoder_inputs_tinywave import with_predicted_durations
 # What `transformers.pipeline` makes of a folder that holds a codec too: task -> class of a file saved next to it.
 HUB_PIPELINES = {"text-to-audio": "TextToSpeechPipeline", "speech-continuation": "SpeechContinuationPipeline"}
 HUB_PIPELINES_MODULE = "hub_pipelines_tinywave"
+
+# Options of `generate` whose results are no tokens.
+_NOT_TOKENS = (
+    "return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states",
+)  # fmt: skip
 
 Row = tuple[int, int | None, int | None]  # a unit, and the pitch and the style that are in force there
 
@@ -156,7 +163,8 @@ class TinyWavePipeline:
         self,
         conversations: Sequence[Segment] | Sequence[Sequence[Segment]],
         output_modality: str = "speech",
-        sampling_rate: int = 16_000,
+        sampling_rate: int | None = None,
+        match_loudness: bool = False,
         **generation_options: Any,
     ) -> list[GeneratedSegment] | list[list[GeneratedSegment]]:
         """Continue one conversation, or a batch of them.
@@ -166,38 +174,52 @@ class TinyWavePipeline:
         durations; those of new units are predicted.
 
         Args:
-            conversations: a list of segments, or a list of such lists. A segment is `("text", str)` or
-                `("speech", waveform)`, the waveform 1-D, mono, in [-1, 1]; integers are taken for units.
+            conversations: a segment, a list of segments, or a list of such lists. A segment is `("text", str)` or
+                `("speech", audio)`: a waveform in [-1, 1], or another form of
+                [`~speech_inputs_tinywave.to_waveform`]. Integers of shape `(units,)` are taken for units.
             output_modality (`str`, default "speech"): "speech", "text", or "free" for both.
-            sampling_rate (`int`, default 16,000 Hz): of the waveforms; must be the speech encoder's.
+            sampling_rate (`int`, *optional*): of waveforms that do not state their own, in Hz; they are resampled to
+                that of the speech encoder, which is the default.
+            match_loudness (`bool`, default False): make the new speech as loud as the speech before it. The gain is
+                that between the last speech of the prompt and its resynthesis (ITU-R BS.1770).
             generation_options: of [`TinyWaveForCausalLM.generate`], such as `max_new_tokens` or `do_sample`.
 
         Returns:
-            The new segments, a list for each conversation of a batch; empty where the model ends at once.
+            The new segments, a list for each conversation of a batch; empty where the model ends at once. With
+            `num_return_sequences` above 1, a list of so many continuations for each conversation.
 
         Raises:
-            ValueError: another sampling rate, audio under 80 ms, NaN samples, a prompt that is empty or fills the
-                context, an unknown modality.
+            ValueError: for audio under 80 ms or that cannot be used, a prompt that is empty or fills the context, an
+                unknown modality, and options that ask for more than tokens, such as `output_scores`.
         """
-        self._check_request(output_modality, sampling_rate)
-        is_single = len(conversations) > 0 and len(conversations[0]) > 0 and isinstance(conversations[0][0], str)
-        prompts = [self._encode_prompt(prompt) for prompt in ([conversations] if is_single else conversations)]
-        inputs = self.processor(prompts, output_modality=output_modality).to(self.model.device)
+        self._check_request(output_modality, generation_options)
+        conversations, is_single = as_batch(conversations)
+        prompts, gains = zip(
+            *(self._prepare(item, sampling_rate, match_loudness) for item in conversations), strict=True
+        )
+        inputs = self.processor(list(prompts), output_modality=output_modality).to(self.model.device)
         options = {**inputs, "output_modality": output_modality, **generation_options}
+        number = self._num_return_sequences(generation_options)
         if self.prompt_cache is None:
             ids = self.model.generate(**options)
         else:
             ids = self.prompt_cache.generate(self.model, **options)
         new_ids = ids[:, inputs["input_ids"].shape[1] :].cpu()
-        results = [self._ids_to_segments(row, prompt) for row, prompt in zip(new_ids, prompts, strict=True)]
+        results = [
+            self._ids_to_segments(row, prompts[index // number], gains[index // number])
+            for index, row in enumerate(new_ids)
+        ]
+        if number > 1:
+            results = [results[start : start + number] for start in range(0, len(results), number)]
         return results[0] if is_single else results
 
     def stream(
         self,
         conversation: Sequence[Segment],
         output_modality: str = "speech",
-        sampling_rate: int = 16_000,
+        sampling_rate: int | None = None,
         chunk_units: int = 25,
+        match_loudness: bool = False,
         **generation_options: Any,
     ) -> Iterator[GeneratedSegment]:
         """Continue one conversation and yield what is said and written while the model goes on generating.
@@ -208,8 +230,9 @@ class TinyWavePipeline:
         Closing the iterator stops the generation; an error of the model is raised here.
 
         Args:
-            conversation, output_modality, sampling_rate, generation_options: as in [`~TinyWavePipeline.__call__`], for
-                one conversation.
+            conversation, output_modality, sampling_rate, match_loudness, generation_options: as in
+                [`~TinyWavePipeline.__call__`], for one conversation. The gain is known before the first piece, and the
+                same for all.
             chunk_units (`int`, default 25): frames of 40 ms in a piece of speech.
 
         Yields:
@@ -218,22 +241,24 @@ class TinyWavePipeline:
 
         Raises `ValueError` as [`~TinyWavePipeline.__call__`] does, and for more than one conversation.
         """
-        self._check_request(output_modality, sampling_rate)
-        if len(conversation) and not isinstance(conversation[0][0], str):
-            raise ValueError("found a batch of conversations; a stream continues one, a list of segments")
-        prompt = self._encode_prompt(conversation)
+        self._check_request(output_modality, generation_options)
+        conversations, is_single = as_batch(conversation)
+        if not is_single or self._num_return_sequences(generation_options) > 1:
+            raise ValueError("found a batch of conversations; a stream continues one, a list of segments, once")
+        prompt, gain = self._prepare(conversations[0], sampling_rate, match_loudness)
         inputs = self.processor([prompt], output_modality=output_modality).to(self.model.device)
         stream = stream_ids if self.prompt_cache is None else self.prompt_cache.stream_ids
         ids = stream(self.model, **inputs, output_modality=output_modality, **generation_options)
-        return self._stream_segments(ids, prompt, chunk_units)
+        return self._stream_segments(ids, prompt, chunk_units, gain)
 
     def continue_many(
         self,
         conversations: Iterable[tuple[Name, Sequence[Segment]]],
         output_modality: str = "speech",
-        sampling_rate: int = 16_000,
+        sampling_rate: int | None = None,
         batch_size: int = 8,
         seed: int = 0,
+        match_loudness: bool = False,
         **generation_options: Any,
     ) -> Iterator[tuple[Name, list[GeneratedSegment]]]:
         """Continue any number of conversations, several at once, and yield each as soon as it has ended.
@@ -244,7 +269,8 @@ class TinyWavePipeline:
         Args:
             conversations (iterable of `(name, segments)`): `enumerate` gives names where there are none. Each is taken
                 only when there is room for it.
-            output_modality, sampling_rate, generation_options: as in [`~TinyWavePipeline.__call__`].
+            output_modality, sampling_rate, match_loudness, generation_options: as in
+                [`~TinyWavePipeline.__call__`].
             batch_size (`int`, default 8): conversations that are continued at once.
             seed (`int`, default 0): of all conversations; that of torch is neither read nor set.
 
@@ -254,46 +280,91 @@ class TinyWavePipeline:
         Raises `ValueError` as [`~TinyWavePipeline.__call__`] and `batching_tinywave.continue_many` do; what has ended
         before has been yielded.
         """
-        self._check_request(output_modality, sampling_rate)
+        self._check_request(output_modality, generation_options)
+        if self._num_return_sequences(generation_options) > 1:
+            raise ValueError("found num_return_sequences; give a conversation several names instead")
         options = {"batch_size": batch_size, "seed": seed, **generation_options}
-        return self._continue_many(conversations, output_modality, options)
+        return self._continue_many(conversations, output_modality, options, sampling_rate, match_loudness)
 
     @torch.no_grad()
     def _continue_many(
-        self, conversations: Iterable[tuple[Name, Sequence[Segment]]], output_modality: str, options: dict[str, Any]
+        self,
+        conversations: Iterable[tuple[Name, Sequence[Segment]]],
+        output_modality: str,
+        options: dict[str, Any],
+        sampling_rate: int | None,
+        match_loudness: bool,
     ) -> Iterator[tuple[Name, list[GeneratedSegment]]]:
         encoded = {}
 
         def prompts() -> Iterator[Prompt]:
             for name, conversation in conversations:
-                prompt = self._encode_prompt(conversation)
+                (segments,), _ = as_batch(conversation)
+                prompt, gain = self._prepare(segments, sampling_rate, match_loudness)
                 inputs = self.processor([prompt], output_modality=output_modality)
-                encoded[name] = prompt
+                encoded[name] = prompt, gain
                 yield Prompt(name, inputs["input_ids"])
 
         for name, ids in continue_many(self.model, prompts(), output_modality=output_modality, **options):
-            yield name, self._ids_to_segments(ids.cpu(), encoded.pop(name))
+            yield name, self._ids_to_segments(ids.cpu(), *encoded.pop(name))
 
-    def _check_request(self, output_modality: str, sampling_rate: int) -> None:
+    def _check_request(self, output_modality: str, options: dict[str, Any]) -> None:
         if output_modality != "text" and self.codec.vocoder is None:
             raise ValueError("This codec has no vocoder, so it cannot speak; ask for text, or make it with one.")
-        expected = self.codec.input_sampling_rate
-        if sampling_rate != expected:
+        if unsupported := [name for name in _NOT_TOKENS if options.get(name)]:
             raise ValueError(
-                f"Found audio at {sampling_rate} Hz; expected {expected} Hz. Resample it first, for instance with "
-                "soxr or tinywave.data.audio_io.load_audio."
+                f"found {', '.join(unsupported)}; a pipeline returns segments alone. Call model.generate(**processor("
+                "...)) for the rest"
             )
 
-    def _encode_prompt(self, conversation: Sequence[Segment]) -> list[Segment]:
-        """Waveforms become streams; everything else is left to the processor."""
-        segments = []
-        for modality, content in conversation:
-            if modality == "speech" and torch.is_floating_point(torch.as_tensor(getattr(content, "units", content))):
-                content = self.codec.encode([content])[0]
-            segments.append((modality, content))
-        return segments
+    def _num_return_sequences(self, options: dict[str, Any]) -> int:
+        config = options.get("generation_config") or self.model.generation_config
+        return options.get("num_return_sequences") or getattr(config, "num_return_sequences", None) or 1
 
-    def _ids_to_segments(self, ids: torch.LongTensor, prompt: list[Segment]) -> list[GeneratedSegment]:
+    def _prepare(
+        self, conversation: Sequence[Segment], sampling_rate: int | None, match_loudness: bool
+    ) -> tuple[list[Segment], float]:
+        """Audio becomes streams, and everything else is left to the processor; and the gain of the new speech."""
+        segments, gain = [], 1.0
+        for modality, content in conversation:
+            if modality == "speech" and not self._is_streams(content):
+                waveform = to_waveform(content, sampling_rate, self.codec.input_sampling_rate)
+                content = self.codec.encode([waveform])[0]
+                if match_loudness and self.codec.vocoder is not None:
+                    gain = self.loudness_gain(waveform, content)
+            segments.append((modality, content))
+        return segments, gain
+
+    def loudness_gain(self, waveform: np.ndarray, streams: Any) -> float:
+        """Return the factor that makes the resynthesis of speech, and so what follows it, as loud as the speech.
+
+        Args:
+            waveform: shape `(samples,)`, at the sampling rate of the speech encoder.
+            streams: what the codec encoded it to.
+        """
+        rendition = self.codec.decode(streams).cpu().numpy()
+        return matching_gain(waveform, self.codec.input_sampling_rate, rendition, self.codec.output_sampling_rate)
+
+    def _is_streams(self, content: Any) -> bool:
+        """Whether speech is given as units or streams, not as audio."""
+        if hasattr(content, "units"):
+            return True
+        if is_rate_and_samples(content) or not isinstance(content, (np.ndarray, torch.Tensor, list, tuple)):
+            return False
+        values = torch.as_tensor(np.asarray(content) if not isinstance(content, torch.Tensor) else content)
+        if values.is_floating_point() or values.ndim != 1:
+            return False
+        num_units = self.codec.speech_encoder.config.num_units
+        if len(values) and not 0 <= int(values.min()) <= int(values.max()) <= num_units:
+            raise ValueError(
+                f"found integers from {int(values.min())} to {int(values.max())} as speech, and units are 0 to "
+                f"{num_units - 1}; pass samples as floats in [-1, 1] or as (sampling_rate, samples)"
+            )
+        return True
+
+    def _ids_to_segments(
+        self, ids: torch.LongTensor, prompt: list[Segment], gain: float = 1.0
+    ) -> list[GeneratedSegment]:
         """New ids `(length,)` -> the segments they say, spoken and timed."""
         generated, seconds = [], 0.0
         for position, (modality, content) in enumerate(self.processor.ids_to_segments(ids)):
@@ -309,6 +380,7 @@ class TinyWavePipeline:
                 continue
             goes_on = position == 0 and len(prompt) > 0 and prompt[-1][0] == "speech"
             waveform, durations = self._speak(streams, prompt[-1][1] if goes_on else None)
+            waveform = apply_gain(waveform, gain)
             end = seconds + len(waveform) / self.codec.output_sampling_rate
             rate = self.codec.output_sampling_rate
             generated.append(GeneratedSegment("speech", seconds, end, None, waveform, rate, streams, durations))
@@ -360,7 +432,7 @@ class TinyWavePipeline:
         return vocoder.predict_durations(torch.as_tensor(units, device=vocoder.device)[None])[0].cpu().numpy()
 
     def _stream_segments(
-        self, ids: Iterator[int], prompt: list[Segment], chunk_units: int
+        self, ids: Iterator[int], prompt: list[Segment], chunk_units: int, gain: float = 1.0
     ) -> Iterator[GeneratedSegment]:
         """New ids as they come -> pieces of the segments they say, timed; at the end the generation is closed."""
         modality_of_id = modality_of_ids(np.arange(self.model.config.vocab_size), self.model.config)
@@ -377,7 +449,7 @@ class TinyWavePipeline:
                 for waveform in self._stream_speech(run, prompt[-1][1] if goes_on else None, chunk_units):
                     start, num_samples = seconds, num_samples + len(waveform)
                     seconds = num_samples / rate
-                    yield GeneratedSegment("speech", start, seconds, None, waveform, rate)
+                    yield GeneratedSegment("speech", start, seconds, None, apply_gain(waveform, gain), rate)
 
     def _stream_text(self, ids: Iterable[int]) -> Iterator[str]:
         """Ids of one text as they come -> its pieces."""

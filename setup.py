@@ -8,6 +8,8 @@ ROOT_MODULES = [
     "tokenization_tinywave",
     "waveform_tinywave",
     "loading_tinywave",
+    "loudness_tinywave",
+    "speech_inputs_tinywave",
     "generation_tinywave",
     "batching_tinywave",
     "prompt_cache_tinywave",
@@ -70,7 +72,7 @@ REQUIREMENTS = [
     "tqdm>=4.70",
     "filelock>=3.20",
 ]
-VOICE = ["hibari-tts==0.2.1", "onnx>=1.23", "onnxruntime>=1.31", "swift-f0>=0.3"]
+VOICE = ["hibari-tts==0.2.1", "onnx>=1.23", "onnxruntime>=1.31", "swift-f0>=0.3", "pyloudnorm>=0.2"]
 EXTRAS = {
     # What the shipped codec needs to measure pitch and to speak through hibari's decoder: enough to run every model.
     "voice": VOICE,

@@ -124,7 +124,7 @@ def codec_of(model: PreTrainedModel, units: str | None) -> str | None:
     found = read_encoder(units) if units else getattr(model.config, "codec_fingerprint", None)
     if found is None:
         print(
-            "tinywave: warning: the model does not state the codec of its units, so that suites of another codec would "
+            "tinywave: warning: the model does not state the codec of its units, so suites of another codec would "
             "be scored as well; give --units to check it",
             file=sys.stderr,
         )

@@ -55,7 +55,11 @@ def add_arguments(parser):
         "that `tinywave train-heads` wrote, one recording at a time whatever the --batch-size",
     )
     parser.add_argument("--seed", type=SEED, default=0, help="the same seed gives the same continuation")
-    parser.add_argument("--with-prompt", action="store_true", help="write the prompt before the continuation")
+    parser.add_argument(
+        "--with-prompt",
+        action="store_true",
+        help="write the prompt before the continuation, and make both equally loud",
+    )
 
 
 def run(arguments) -> int:
@@ -70,7 +74,8 @@ def run(arguments) -> int:
     pipeline = open_pipeline(arguments)
     codec = pipeline.codec
     set_seed(arguments.seed)
-    segments = pipeline(conversation, output_modality=arguments.output_modality, **sampling)
+    options = {"output_modality": arguments.output_modality, "match_loudness": arguments.with_prompt}
+    segments = pipeline(conversation, **options, **sampling)
     if not segments:
         raise ValueError(f"the model ends right after {prompt or 'the text'}; try another --seed or a shorter prompt")
     print_text(segments)
@@ -104,7 +109,9 @@ def continue_folder(arguments, sampling: dict) -> int:
                 problems[path] = problem
                 progress.update()
 
-            conversations = listen(pipeline, pending.values(), arguments.max_new_tokens, give_up)
+            conversations = listen(
+                pipeline, pending.values(), arguments.max_new_tokens, arguments.with_prompt, give_up
+            )
             for name, segments in continue_all(pipeline, conversations, arguments, sampling):
                 path = pending[name]
                 if not segments:
@@ -120,18 +127,24 @@ def continue_folder(arguments, sampling: dict) -> int:
 
 
 def listen(
-    pipeline: TinyWavePipeline, paths: Iterable[Path], max_new_tokens: int, give_up: Callable[[Path, str], None]
+    pipeline: TinyWavePipeline,
+    paths: Iterable[Path],
+    max_new_tokens: int,
+    match_loudness: bool,
+    give_up: Callable[[Path, str], None],
 ) -> Iterator[tuple[str, list[Segment]]]:
-    """Encode recordings one by one -> file name and conversation of each; `give_up` hears of those that fail."""
+    """Yield the file name and the conversation of every recording; `give_up` is called for those that fail."""
     for path in paths:
         try:
-            conversation = [("speech", pipeline.codec.encode([load_audio(path)])[0])]
-            inputs = pipeline.processor(conversation, output_modality="speech")
+            waveform = load_audio(path)
+            streams = pipeline.codec.encode([waveform])[0]
+            inputs = pipeline.processor([("speech", streams)], output_modality="speech")
             check_prompt(**inputs, config=pipeline.model.config, max_new_tokens=max_new_tokens)
         except ValueError as error:
             give_up(path, str(error))
             continue
-        yield path.name, conversation
+        # The loudness of a prompt is that of its waveform.
+        yield path.name, [("speech", waveform if match_loudness else streams)]
 
 
 def continue_all(
@@ -140,12 +153,16 @@ def continue_all(
     """Conversations and their names -> the names and what follows, as each ends; with parallel heads one by one."""
     if not arguments.parallel_heads:
         yield from pipeline.continue_many(
-            conversations, batch_size=arguments.batch_size, seed=arguments.seed, **sampling
+            conversations,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            match_loudness=arguments.with_prompt,
+            **sampling,
         )
         return
     for name, conversation in conversations:
         set_seed(prompt_seed(arguments.seed, name))
-        yield name, pipeline(conversation, **sampling)
+        yield name, pipeline(conversation, match_loudness=arguments.with_prompt, **sampling)
 
 
 def choose_folders(arguments) -> tuple[list[Path], Path]:

@@ -202,7 +202,7 @@ class Quickstart:
             pipeline = TinyWavePipeline(model, processor, self.codec)
             torch.manual_seed(self.recipe["seed"])
             start = time.perf_counter()
-            (continuation,) = pipeline([("speech", prompt)], **self.recipe["generation"])
+            (continuation,) = pipeline([("speech", prompt)], match_loudness=True, **self.recipe["generation"])
             speed[name][0] += len(continuation.streams)
             speed[name][1] += time.perf_counter() - start
             waveform = continuation.waveform.numpy()

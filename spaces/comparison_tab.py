@@ -51,8 +51,10 @@ def build_comparison_tab(studio: Studio, examples: dict[str, np.ndarray]) -> Non
 
     @on_gpu
     @shows_errors
-    def compare(recording, seconds, temperature, top_p, seed):
-        yield from comparison_events(studio, recording, sampling_from(seconds, temperature, top_p, seed))
+    def compare(recording, seconds, temperature, top_p, seed, match_loudness):
+        yield from comparison_events(
+            studio, recording, sampling_from(seconds, temperature, top_p, seed, match_loudness)
+        )
 
     event = start.click(
         compare,

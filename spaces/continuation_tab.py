@@ -55,8 +55,10 @@ def build_continuation_tab(studio: Studio, examples: dict[str, np.ndarray]) -> N
 
     @on_gpu
     @shows_errors
-    def continue_speech(recording, variant, style, seconds, temperature, top_p, seed, parallel_heads=OFF):
-        sampling = sampling_from(seconds, temperature, top_p, seed, style, parallel_heads)
+    def continue_speech(
+        recording, variant, style, seconds, temperature, top_p, seed, match_loudness, parallel_heads=OFF
+    ):
+        sampling = sampling_from(seconds, temperature, top_p, seed, match_loudness, style, parallel_heads)
         yield from continuation_events(studio, recording, variant, sampling)
 
     event = speak.click(

@@ -89,9 +89,19 @@ def build_interleaved_tab(studio: Studio) -> None:
     @on_gpu
     @shows_errors
     def interleaved(
-        message, conversation, output_modality, answers, variant, style, seconds, temperature, top_p, seed
+        message,
+        conversation,
+        output_modality,
+        answers,
+        variant,
+        style,
+        seconds,
+        temperature,
+        top_p,
+        seed,
+        match_loudness,
     ):
-        sampling = sampling_from(seconds, temperature, top_p, seed, style)
+        sampling = sampling_from(seconds, temperature, top_p, seed, match_loudness, style)
         yield from turn_events(studio, message, conversation, output_modality, answers, variant, sampling)
 
     event = message.submit(

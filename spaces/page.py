@@ -140,20 +140,27 @@ def parallel_heads_inputs(studio: Studio) -> list[gr.Component]:
 
 
 def sampling_inputs() -> list[gr.Component]:
-    """Length, temperature, top-p and seed, in the order of [`sampling_from`]."""
+    """Length, temperature, top-p, seed and loudness, in the order of [`sampling_from`]."""
     return [
         gr.Slider(1, MAX_SECONDS, value=Sampling.seconds, step=0.5, label="Length", info="Seconds of speech, about."),
         gr.Slider(0, 1.5, value=Sampling.temperature, step=0.05, label="Temperature", info="Higher is bolder."),
         gr.Slider(0.05, 1, value=Sampling.top_p, step=0.05, label="Top-p", info="Lower keeps to likely sounds."),
         gr.Number(value=Sampling.seed, precision=0, minimum=0, label="Seed", info="The same seed, the same answer."),
+        gr.Checkbox(value=Sampling.match_loudness, label="As loud as the recording"),
     ]
 
 
 def sampling_from(
-    seconds: float, temperature: float, top_p: float, seed: int, style: str = AS_RECORDED, parallel_heads: str = OFF
+    seconds: float,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    match_loudness: bool = True,
+    style: str = AS_RECORDED,
+    parallel_heads: str = OFF,
 ) -> Sampling:
     """Values of [`sampling_inputs`] -> settings; raises `ValueError` where one is out of range."""
-    return Sampling(seed, temperature, top_p, seconds, style, parallel_heads)
+    return Sampling(seed, temperature, top_p, seconds, style, parallel_heads, match_loudness)
 
 
 def answer_facts(num_units: int, spoken: float, seconds: float, first_sound: float | None) -> str:

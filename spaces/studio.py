@@ -21,6 +21,7 @@ from ..data.hibari_voice import HibariDecoder
 from ..eval.results import STUDENT, TEACHER
 from ..eval.runner import evaluate_models
 from ..eval.suites import SuiteResult, read_suite
+from ..loudness_tinywave import apply_gain
 from ..pipeline_tinywave import GeneratedSegment, TinyWavePipeline
 from ..processing_tinywave import TinyWaveProcessor
 from ..prompt_cache_tinywave import PromptCache
@@ -61,6 +62,7 @@ class Sampling:
         seconds (`float`, default 6): length of the speech, about, up to 20.
         style (`str`, default "as recorded"): speaking style, for a model with style tokens.
         parallel_heads (`str`, default "off"): "verified" or "unverified" drafts, for a model with parallel heads.
+        match_loudness (`bool`, default True): make the answer as loud as the recording that it follows.
 
     Raises `ValueError` for a value out of range.
     """
@@ -71,6 +73,7 @@ class Sampling:
     seconds: float = 6.0
     style: str = AS_RECORDED
     parallel_heads: str = OFF
+    match_loudness: bool = True
 
     def __post_init__(self):
         # The comparisons are so that NaN is out of range as well.
@@ -80,6 +83,8 @@ class Sampling:
             if not isinstance(value, int | float) or not least <= value <= most:
                 raise ValueError(f"Found {name} {value}; expected a number from {least:g} to {most:g}.")
         object.__setattr__(self, "seed", int(self.seed))
+        if not isinstance(self.match_loudness, bool):
+            raise ValueError(f"Found match_loudness {self.match_loudness!r}; expected true or false.")
         if self.parallel_heads not in PARALLEL_HEADS_OPTIONS:
             known = ", ".join(PARALLEL_HEADS_OPTIONS)
             raise ValueError(f"Found parallel_heads {self.parallel_heads!r}; expected one of {known}.")
@@ -216,10 +221,12 @@ class Studio:
         with self._turn:
             start, first_sound, spoken = time.perf_counter(), None, []
             prompt = self.encode_conversation(conversation, variant, sampling.style)
+            gain = self._gain(conversation, prompt, variant) if sampling.match_loudness else 1.0
             torch.manual_seed(sampling.seed)
             with closing(pipeline.stream(prompt, output_modality, chunk_units=CHUNK_UNITS, **options)) as pieces:
                 for piece in pieces:
                     if piece.modality == "speech":
+                        piece = replace(piece, waveform=apply_gain(piece.waveform, gain))
                         first_sound = first_sound or time.perf_counter() - start
                         spoken.append(piece.waveform)
                     yield piece
@@ -227,6 +234,13 @@ class Studio:
         segments = whole_segments(pipeline, prompt, recorder.ids, torch.cat(spoken) if spoken else torch.zeros(0))
         tokens = conversation_to_tokens(pipeline, prompt, output_modality, recorder.ids)
         yield Answer(prompt, segments, tokens, seconds, first_sound)
+
+    def _gain(self, conversation: list[Segment], prompt: list[Segment], variant: str) -> float:
+        """The gain of the last recording of a conversation; 1 where nobody spoke."""
+        recorded = [number for number, (_, content) in enumerate(conversation) if isinstance(content, np.ndarray)]
+        if not recorded:
+            return 1.0
+        return self.pipeline(variant).loudness_gain(conversation[recorded[-1]][1], prompt[recorded[-1]][1])
 
     def encode_conversation(
         self, conversation: list[Segment], variant: str, style: str = AS_RECORDED

@@ -18,6 +18,8 @@ UPLOADED = {
     "tokenization_tinywave": 0,
     "waveform_tinywave": 1,
     "loading_tinywave": 1,
+    "loudness_tinywave": 1,
+    "speech_inputs_tinywave": 1,
     "generation_tinywave": 1,
     "batching_tinywave": 1,
     "prompt_cache_tinywave": 1,

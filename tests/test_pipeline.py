@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import soxr
 import torch
 from hypothesis import given
@@ -27,6 +28,7 @@ from tinywave.data.f0_extraction import load_f0_extractor
 from tinywave.data.hibari_voice import HibariVoice
 from tinywave.generation_tinywave import stream_ids
 from tinywave.hifigan_tinywave import HifiGanVocoder
+from tinywave.loudness_tinywave import integrated_loudness
 from tinywave.modeling_tinywave import TinyWaveForCausalLM
 from tinywave.pipeline_tinywave import TinyWavePipeline, last_frames
 from tinywave.pitch_encoder_tinywave import PitchEncoder
@@ -135,8 +137,8 @@ def test_conversations_are_continued_in_any_number_as_each_is_alone(pipeline, sp
         (alone,) = pipeline(named[name], **options)
         assert alone.streams == result.streams
         torch.testing.assert_close(alone.waveform, result.waveform, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="24000 Hz; expected 16000 Hz"):
-        pipeline.continue_many(named.items(), sampling_rate=24_000)
+    with pytest.raises(ValueError, match="found num_return_sequences"):
+        pipeline.continue_many(named.items(), num_return_sequences=2)
     assert list(pipeline.continue_many([])) == []
 
 
@@ -398,7 +400,7 @@ def test_an_error_of_the_model_reaches_the_reader(exact, speech):
         list(exact.stream([("text", "A dog")], max_new_tokens=100, min_new_tokens=100, logits_processor=[fail]))
     with pytest.raises(ValueError, match="exceed the context"):
         list(exact.stream([("speech", speech)], max_new_tokens=5000))
-    with pytest.raises(ValueError, match="found 2 rows; a stream gives one continuation"):
+    with pytest.raises(ValueError, match="found a batch of conversations; a stream continues one"):
         list(exact.stream([("speech", speech)], max_new_tokens=5, do_sample=True, num_return_sequences=2))
     assert threads_that_generate() == []
 
@@ -460,8 +462,8 @@ def test_a_character_of_several_tokens_is_written_at_once(parts, exact):
 
 
 def test_a_stream_refuses_what_the_whole_refuses(exact, speech):
-    with pytest.raises(ValueError, match="24000 Hz; expected 16000 Hz"):
-        exact.stream([("speech", speech)], sampling_rate=24_000)
+    with pytest.raises(ValueError, match="sampling rate of 24 Hz"):
+        exact.stream([("speech", speech)], sampling_rate=24)
     with pytest.raises(ValueError, match="found a batch of conversations"):
         exact.stream([[("speech", speech)], [("speech", speech)]])
     with pytest.raises(ValueError, match="the prompt is empty|a prompt is empty"):
@@ -491,12 +493,104 @@ def test_the_last_frames_are_what_is_left_of_their_units(durations, num_frames, 
 
 
 def test_bad_prompts_are_refused(pipeline, speech):
-    with pytest.raises(ValueError, match="24000 Hz; expected 16000 Hz"):
-        pipeline([("speech", speech)], sampling_rate=24_000)
+    with pytest.raises(ValueError, match="sampling rate of 24 Hz"):
+        pipeline([("speech", speech)], sampling_rate=24)
+    with pytest.raises(ValueError, match="found integers from -.* as speech, and units are 0 to 499"):
+        pipeline([("speech", (speech * 32767).astype(np.int16))])
+    for wrong in ("A dog", [speech], speech, [[]], [("song", speech)], {"array": speech}):
+        with pytest.raises(ValueError, match="expected a conversation, a list of segments"):
+            pipeline(wrong)
+    for option in ("return_dict_in_generate", "output_scores", "output_attentions"):
+        with pytest.raises(ValueError, match=f"found {option}; a pipeline returns segments alone"):
+            pipeline([("speech", speech)], **{option: True})
     with pytest.raises(ValueError, match="the prompt is empty"):
         pipeline([])
     with pytest.raises(ValueError, match="lasts 50 ms"):
         pipeline([("speech", speech[:800])])
+
+
+class Decoder:
+    """The interface of the audio decoders of `datasets`: channels first."""
+
+    def __init__(self, samples, sample_rate):
+        self.data, self.sample_rate = samples, sample_rate
+
+    def get_all_samples(self):
+        return self
+
+
+def forms_of(speech, tmp_path):
+    """The same second of speech in every form that is accepted, with the largest difference that its format makes."""
+    pcm = np.clip(np.round(speech * 32768), -32768, 32767).astype(np.int16)
+    path = tmp_path / "speech.wav"
+    soundfile.write(path, pcm, 16_000)
+    content = path.read_bytes()
+    return {
+        "float32": speech, "float64": speech.astype(np.float64), "tensor": torch.from_numpy(speech),
+        "list": ("speech", speech.tolist()), "column": speech[:, None], "row": torch.from_numpy(speech)[None],
+        "stereo": np.stack([speech, speech], 1), "gradio": (16_000, pcm),
+        "array": {"array": speech, "sampling_rate": 16_000},
+        "raw": {"raw": speech, "sampling_rate": 16_000}, "bytes": content, "path": path,
+        "path and bytes": {"path": None, "bytes": content}, "path alone": {"path": str(path), "bytes": None},
+        "decoder": Decoder(torch.from_numpy(speech)[None], 16_000),
+    }  # fmt: skip
+
+
+def test_audio_in_every_form_is_the_same_prompt(pipeline, speech, tmp_path):
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    second = np.ascontiguousarray(speech[:16_000], dtype=np.float32)
+    (expected,) = pipeline([("speech", second)], **options)
+    for name, audio in forms_of(second, tmp_path).items():
+        segment = audio if name == "list" else ("speech", audio)
+        for conversation in (segment, [segment]):
+            (found,) = pipeline(conversation, **options)
+            assert found.streams == expected.streams, name
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_audio_at_another_rate_is_resampled(pipeline, speech, rate):
+    other = soxr.resample(speech, 16_000, rate)
+    expected = pipeline.codec.encode([soxr.resample(other, rate, 16_000).clip(-1, 1).astype(np.float32)])[0].units
+    forms = [({"array": other, "sampling_rate": rate}, None), ((rate, other), None), (other, rate)]
+    for audio, sampling_rate in forms:
+        prompt, _ = pipeline._prepare([("speech", audio)], sampling_rate, False)
+        np.testing.assert_array_equal(prompt[0][1].units, expected)
+
+
+def test_several_continuations_of_each_prompt(pipeline, speech):
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": True, "num_return_sequences": 3}
+    torch.manual_seed(0)
+    single = pipeline([("speech", speech)], **options)
+    assert len(single) == 3 and all(len(segments) == 1 for segments in single)
+    assert len({tuple(segments[0].streams.units) for segments in single}) > 1
+    batch = pipeline([[("speech", speech)], [("text", "A dog")]], **options)
+    assert [len(continuations) for continuations in batch] == [3, 3]
+
+
+def loud(pipeline, waveform):
+    return integrated_loudness(waveform, pipeline.codec.output_sampling_rate)
+
+
+def test_the_gain_is_that_between_the_prompt_and_its_resynthesis(parts, speech):
+    codec = SpeechCodec(parts["speech_encoder"], parts["vocoder"])
+    pipeline = TinyWavePipeline(parts["model"], parts["processor"], codec)
+    options = {"max_new_tokens": 40, "min_new_tokens": 40, "do_sample": False}
+    for level in (1.0, 0.25):
+        prompt = [("speech", level * speech)]
+        (plain,), (matched,) = pipeline(prompt, **options), pipeline(prompt, match_loudness=True, **options)
+        resynthesis = codec.decode(codec.encode([level * speech])[0]).numpy()
+        expected = integrated_loudness(level * speech, 16_000) - loud(pipeline, resynthesis)
+        found = loud(pipeline, matched.waveform.numpy()) - loud(pipeline, plain.waveform.numpy())
+        assert found == pytest.approx(np.clip(expected, -20, 20), abs=0.3)
+        assert matched.waveform.abs().max() < 1
+        assert matched.streams == plain.streams
+
+
+def test_a_stream_has_the_gain_of_the_whole(exact, speech):
+    options = {"max_new_tokens": 30, "min_new_tokens": 30, "do_sample": False, "match_loudness": True}
+    (whole,) = exact([("speech", 0.3 * speech)], **options)
+    pieces = list(exact.stream([("speech", 0.3 * speech)], chunk_units=5, **options))
+    torch.testing.assert_close(torch.cat([piece.waveform for piece in pieces]), whole.waveform, rtol=0, atol=1e-5)
 
 
 def test_parts_made_for_other_units_are_refused(parts):
