@@ -26,7 +26,7 @@ def check_paths(arguments: Namespace) -> None:
             output that would replace an input.
     """
     inputs = []
-    for names, is_kind, kind in ((_INPUT_FOLDERS, os.path.isdir, "folder"), (_INPUT_FILES, os.path.isfile, "file")):
+    for names, is_kind, kind in ((_INPUT_FOLDERS, os.path.isdir, "folder"), (_INPUT_FILES, _is_readable, "file")):
         for name in names:
             for path in _paths_of(arguments, name):
                 _check_input(path, is_kind(path), kind, name)
@@ -39,6 +39,11 @@ def check_paths(arguments: Namespace) -> None:
             _check_output_file(path, may_be_folder=hasattr(arguments, "engine"))
             if any(os.path.exists(path) and os.path.samefile(path, other) for other in inputs):
                 raise ValueError(f"{path} is an input and the output; choose another output file")
+
+
+def _is_readable(path: str) -> bool:
+    """Whether a path is a file or a pipe."""
+    return os.path.exists(path) and not os.path.isdir(path)
 
 
 def _paths_of(arguments: Namespace, name: str) -> list[str]:

@@ -177,7 +177,7 @@ def _quickstart(facts: RunFacts) -> str:
         "no_distillation": f"{origin}, was pruned to this model, which then learnt from the data without a teacher: "
         "the baseline of distillation.",
     }
-    recipe = f" Recipe of TinyWave: {escape_markdown(facts.recipe_name)}." if facts.recipe_name else ""
+    recipe = f" Recipe of TinyWave: `{facts.recipe_name.replace('`', '')}`." if facts.recipe_name else ""
     return made.get(facts.role, "") + recipe
 
 
