@@ -123,6 +123,8 @@ EXTRAS = {
         "gradio_client>=2.7",
         "httpx>=0.28",
         "playwright>=1.65",
+        "axe-playwright-python>=0.1.8",
+        "pytest-xdist>=3.8",
     ],
     "dev": ["ruff>=0.17"],
 }

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ..codec_tinywave import SpeechCodec
-from ..data.audio_io import write_audio
+from ..data.audio_io import check_writable_format, write_audio
 from ..tokenization_tinywave import SpeechStreams, ids_to_streams, tokens_to_ids
 from .loading import add_codec_arguments, open_codec
 
@@ -21,6 +21,7 @@ def add_arguments(parser):
 
 def run(arguments) -> int:
     """Speak streams or tokens and print the path of the recording."""
+    check_writable_format(arguments.output)
     record = read_record(Path(arguments.record))
     codec = open_codec(arguments)
     waveform = codec.decode(record_to_streams(record, codec))

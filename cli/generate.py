@@ -10,7 +10,14 @@ from transformers.trainer_utils import set_seed
 
 from ..batching_tinywave import prompt_seed
 from ..codec_tinywave import SpeechCodec
-from ..data.audio_io import find_audio_files, is_named_like_audio, load_audio, refuse_same_targets, write_audio
+from ..data.audio_io import (
+    check_writable_format,
+    find_audio_files,
+    is_named_like_audio,
+    load_audio,
+    refuse_same_targets,
+    write_audio,
+)
 from ..data.recordings import report_passed_over
 from ..generation_tinywave import OUTPUT_MODALITIES, check_prompt
 from ..pipeline_tinywave import GeneratedSegment, TinyWavePipeline
@@ -18,6 +25,7 @@ from ..tokenization_tinywave import Segment
 from .argument_types import BATCH_SIZE, MIN_TOKENS, NUM_TOKENS, SEED, TEMPERATURE
 from .loading import add_codec_arguments, load_language_model, open_codec
 from .main import EXIT_FAILED
+from .paths import check_output_file
 from .shipped import TEACHER
 
 
@@ -209,6 +217,9 @@ def choose_files(arguments) -> tuple[str | None, str | None]:
         raise ValueError("found nothing to continue; give a recording before the output file, or --text")
     if prompt is None and arguments.with_prompt:
         raise ValueError("found --with-prompt without a recording; leave it out")
+    if output is not None:
+        check_output_file(output)
+        check_writable_format(output)
     return prompt, output
 
 
@@ -228,15 +239,10 @@ def write_speech(segments: Sequence[GeneratedSegment], codec: SpeechCodec, outpu
 
 
 def sampling_options(arguments) -> dict:
-    """The options of `generate`. Raises `ValueError` for a setting out of range."""
-    temperature, top_k = arguments.temperature, arguments.top_k
-    least, most = arguments.min_new_tokens, arguments.max_new_tokens
-    # The comparison is so that NaN is out of range as well.
-    if not temperature >= 0 or top_k < 1 or most < 1 or least < 0:
-        raise ValueError(
-            f"found temperature {temperature}, top-k {top_k} and {least} to {most} new tokens; expected a temperature "
-            "of 0 or more, a top-k and most new tokens of 1 or more, and no negative number of new tokens"
-        )
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {"do_sample": False}
+    """Return the options of `generate`."""
+    temperature, most = arguments.temperature, arguments.max_new_tokens
+    sampling = {"do_sample": False}
+    if temperature:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": arguments.top_k}
     heads = {"parallel_heads": True} if arguments.parallel_heads else {}
-    return sampling | heads | {"min_new_tokens": min(least, most), "max_new_tokens": most}
+    return sampling | heads | {"min_new_tokens": min(arguments.min_new_tokens, most), "max_new_tokens": most}

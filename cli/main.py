@@ -17,6 +17,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from .. import __version__
 from .paths import check_paths, sole_writer
@@ -159,9 +160,16 @@ def expected_errors() -> tuple[type[BaseException], ...]:
     return ValueError, OSError, ModuleNotFoundError, MemoryError, FloatingPointError, StrictDataclassError
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are `ValueError`s, one line as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
 def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     """Return the parser of all verbs; only the verb named in `argv` is imported and has its arguments declared."""
-    parser = argparse.ArgumentParser(
+    parser = _OneLineParser(
         prog="tinywave", description="Small speech language models distilled from large ones.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"tinywave {__version__}")

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 # What the arguments of these names, of every command, stand for.
 _INPUT_FOLDERS = ("corpus", "units", "codec", "speech_encoder", "vocoder", "init_from", "teacher_cache", "input_dir")
 _INPUT_FOLDERS += ("suites", "other_voices", "styled_corpus", "unseen_by")
-_INPUT_FILES = ("prompt", "recording", "record", "kmeans")
+_INPUT_FILES = ("recording", "record", "kmeans")
 _OUTPUT_FOLDERS = ("output_dir", "destination")
 _OUTPUT_FILES = ("output", "page", "plot")
 
@@ -36,7 +36,7 @@ def check_paths(arguments: Namespace) -> None:
             check_output_folder(path)
     for name in _OUTPUT_FILES:
         for path in _paths_of(arguments, name):
-            _check_output_file(path, may_be_folder=hasattr(arguments, "engine"))
+            check_output_file(path, may_be_folder=hasattr(arguments, "engine"))
             if any(os.path.exists(path) and os.path.samefile(path, other) for other in inputs):
                 raise ValueError(f"{path} is an input and the output; choose another output file")
 
@@ -69,7 +69,8 @@ def check_output_folder(path: str | os.PathLike) -> None:
     _check_writable(Path(path))
 
 
-def _check_output_file(path: str, may_be_folder: bool) -> None:
+def check_output_file(path: str, may_be_folder: bool = False) -> None:
+    """Raise `ValueError` for a path at which no file can be written."""
     if "\0" in path or not path:
         raise ValueError(f"the output {path!r} is not a path")
     if os.path.isdir(path) and not may_be_folder:

@@ -14,8 +14,8 @@ from .studio import Studio
 TITLE = "TinyWave"
 INTRODUCTION = """# TinyWave
 
-Speak, and a small language model goes on speaking. It knows no words: it hears your voice as a row of short sounds,
-called speech units, 25 a second, and says those that it expects to follow.
+Record a sentence, and a small language model continues it. The model uses no text: speech is encoded as a sequence of
+units, 25 per second, and the model predicts the units that follow.
 """
 MAX_WAITING = 40
 MAX_FILE_SIZE = "25mb"
@@ -32,11 +32,23 @@ THEME = gr.themes.Soft(
     font=["system-ui", "Segoe UI", "Roboto", "sans-serif"],
     font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
 ).set(
+    # Text has a contrast of 4.5 or more to its background, light and dark (WCAG 2.1, AA).
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
     button_primary_background_fill="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
     button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_hover_dark="*primary_800",
     block_title_text_color="*primary_800",
+    block_title_text_color_dark="*neutral_100",
+    block_title_background_fill_dark="*primary_800",
     block_label_text_color="*primary_800",
+    block_label_text_color_dark="*neutral_100",
+    block_label_background_fill_dark="*primary_800",
     checkbox_label_background_fill_selected="*primary_700",
+    checkbox_label_background_fill_selected_dark="*primary_700",
 )
 STYLE = """
 .gradio-container { width: 100%; max-width: 1060px !important; margin: 0 auto; }
@@ -44,7 +56,31 @@ STYLE = """
 #introduction { max-width: 44em; }
 #status { min-height: 3.2em; }
 #chat button[title="Share"] { display: none; }
+.gradio-container button[role="tab"].selected { color: var(--primary-700); }
+.dark .gradio-container button[role="tab"].selected, .dark.gradio-container button[role="tab"].selected {
+  color: var(--primary-300);
+}
+.gradio-container time, .gradio-container .min_value, .gradio-container .max_value,
+.gradio-container .playback, .gradio-container .playback span, .gradio-container footer, .gradio-container footer * {
+  color: var(--body-text-color-subdued) !important;
+}
 @media (max-width: 640px) { .gradio-container .fillable { padding: 12px !important; } }
+"""
+
+# What gradio leaves without a role or a name, for readers of a screen: as it appears, and whenever it changes.
+SCRIPT = """
+() => {
+  const name = () => {
+    for (const empty of document.querySelectorAll('div[aria-label]:not([role])')) empty.setAttribute('role', 'img');
+    for (const image of document.querySelectorAll('button > .image-frame img')) {
+      const button = image.closest('button');
+      if (!button.getAttribute('aria-label')) button.setAttribute('aria-label', 'Enlarge the picture');
+      if (!image.alt) image.alt = 'Spectrogram and units of what is heard';
+    }
+  };
+  name();
+  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
+}
 """
 
 
@@ -99,5 +135,6 @@ def launch(blocks: gr.Blocks, host: str | None = None, port: int | None = None, 
         state_session_capacity=MAX_SESSIONS,
         theme=THEME,
         css=STYLE,
+        js=SCRIPT,
     )
     return address

@@ -69,8 +69,8 @@ def test_a_file_of_arguments_is_read_and_the_command_line_wins(recording, genera
     ("text", "message"),
     [
         ("sede: 1", "sets sede, which this verb does not have; it has prompt, output, text"),
-        ("output_modality: smell", "sets output_modality to smell; expected one of free, text, speech"),
-        ("- seed", "holds no arguments; expected lines such as"),
+        ("output_modality: smell", "sets output_modality to 'smell'; invalid choice: 'smell'"),
+        ("- seed", "holds list; expected a mapping"),
     ],
 )
 def test_a_wrong_file_of_arguments_is_one_line(text, message, tmp_path, capsys):
@@ -255,8 +255,8 @@ def test_unusable_audio_is_one_line(waveform, message, codec, tmp_path, capsys):
     path = tmp_path / "bad.wav"
     soundfile.write(path, waveform, 16_000, subtype="FLOAT")
     assert command_line.main(["encode", str(path), "--codec", str(codec)]) == 2
-    errors = capsys.readouterr().err
-    assert message in errors and len(errors.splitlines()) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if "tinywave: warning" not in line]
+    assert len(errors) == 1 and message in errors[0]
 
 
 def test_a_recording_of_blanks_alone_is_one_line(codec, tmp_path, capsys):
@@ -272,8 +272,9 @@ def test_a_recording_of_blanks_alone_is_one_line(codec, tmp_path, capsys):
     soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
     arguments = ["encode", str(tmp_path / "silence.wav"), "--codec", str(codec)]
     assert command_line.main([*arguments, "--speech-encoder", str(tmp_path / "encoder")]) == 2
-    errors = capsys.readouterr().err
-    assert "all 25 frames are blank" in errors and "not silent" in errors and len(errors.splitlines()) == 1
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith("tinywave: warning: ") and "silence.wav is silent" in warning
+    assert "all 25 frames are blank" in error and "not silent" in error
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -371,7 +372,9 @@ def test_a_recording_is_continued(recording, generate):
     other = generate(recording, "--seed", "2", output="other.wav")
     assert len(other) != len(first) or not np.array_equal(other, first)
     with_prompt = generate(recording, "--seed", "1", "--with-prompt", output="whole.wav")
-    np.testing.assert_array_equal(with_prompt[24_000:], first)
+    # The same speech, as loud as the prompt.
+    assert len(with_prompt) == 24_000 + len(first)
+    assert np.corrcoef(with_prompt[24_000:], first)[0, 1] > 0.9
 
 
 def test_parallel_heads_are_asked_for_by_name_and_have_to_be_there(recording, codec, language_model, tmp_path, capsys):
@@ -415,7 +418,7 @@ def test_a_folder_is_continued_in_batches_and_resumed(recording, codec, language
     assert "found a prompt beside --input-dir" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert command_line.main(["generate", "--input-dir", str(tmp_path / "empty"), "--output-dir", str(output)]) == 2
-    assert "holds no recording" in capsys.readouterr().err
+    assert "contains no recording" in capsys.readouterr().err
 
 
 def test_text_is_continued_in_speech(recording, generate, tmp_path, capsys):
@@ -423,7 +426,9 @@ def test_text_is_continued_in_speech(recording, generate, tmp_path, capsys):
     assert len(spoken) > 0 and capsys.readouterr().out == f"{tmp_path / 'out.wav'}\n"
     after_speech = generate(recording, "--text", "the old farmer", output="both.wav")
     with_prompt = generate(recording, "--text", "the old farmer", "--with-prompt", output="whole.wav")
-    np.testing.assert_array_equal(with_prompt[24_000:], after_speech)
+    # The same speech, as loud as the prompt.
+    assert len(with_prompt) == 24_000 + len(after_speech)
+    assert np.corrcoef(with_prompt[24_000:], after_speech)[0, 1] > 0.9
 
 
 def test_text_is_printed_and_needs_no_file(recording, generate, capsys):
@@ -473,7 +478,8 @@ def test_unusable_text_is_one_line(text, message, codec, language_model, tmp_pat
 )
 def test_unusable_sampling_is_refused(options, recording, tmp_path, capsys):
     assert command_line.main(["generate", str(recording), str(tmp_path / "out.wav"), *options]) == 2
-    assert "expected a temperature of 0 or more" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tinywave: argument {options[0]}: found '{options[1]}'; expected a ")
 
 
 def test_a_folder_without_a_model_is_refused(recording, tmp_path, capsys):

@@ -67,5 +67,5 @@ def test_text_of_files_cannot_add_markup_to_a_card(tmp_path):
     (tmp_path / "out").mkdir()
     card = write_correction_card(tmp_path / "out", teacher=teacher, args=arguments, num_examples=1)
     text = card.read_text()
-    assert "<img" not in text and "](javascript" not in text
+    assert "<img" not in text and "[a](javascript" not in text
     assert ModelCard(text).data.to_dict().get("evil") is None

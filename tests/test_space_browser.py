@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from tinywave.benchmarks.space import BROWSERS, open_browser
@@ -123,7 +124,7 @@ def set_length(page, seconds: float):
 
 def test_the_page_loads_and_asks_no_other_server(page):
     assert page.title() == "TinyWave"
-    assert "goes on speaking" in page.locator("#introduction").inner_text()
+    assert "language model continues it" in page.locator("#introduction").inner_text()
     assert [tab.inner_text() for tab in page.get_by_role("tab").all()] == TABS
     assert page.foreign == []
 
@@ -246,3 +247,57 @@ def test_a_phone_scrolls_in_one_direction_only(page):
             page.locator(".overflow-dropdown").get_by_text(name).click()
         page.wait_for_function("() => document.scrollingElement.scrollWidth <= window.innerWidth")
         assert page.evaluate("() => document.scrollingElement.scrollWidth") <= 375
+
+
+def serious_findings(page) -> list[str]:
+    """What axe-core finds on the page that keeps people from using it, each with the first element concerned."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{finding['id']}: {finding['nodes'][0]['html'][:120]}"
+        for finding in found
+        if finding["impact"] in ("serious", "critical")
+    ]
+
+
+def open_tab(page, name: str) -> None:
+    """Choose a tab, on a phone perhaps from the menu of those for which there is no room."""
+    tab = page.get_by_role("tab", name=name)
+    if not tab.is_visible():
+        page.locator(".overflow-menu button").first.click()
+        tab = page.locator(".overflow-dropdown").get_by_text(name, exact=True)
+    tab.click()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1120, 900), (390, 844)], ids=["screen", "phone"])
+def test_every_tab_is_accessible_before_and_after_an_answer(browser, address, theme, size):
+    page = browser.new_page(viewport=dict(zip(("width", "height"), size, strict=True)))
+    page.set_default_timeout(WAIT)
+    page.goto(f"{address}?__theme={theme}")
+    page.wait_for_selector("#continue")
+    for answered in (False, True):
+        if answered:
+            open_tab(page, TABS[0])
+            choose_example(page)
+            page.locator("#continue").click()
+            expect(page.locator("#status")).to_contain_text("made in", timeout=WAIT)
+        for tab in TABS if not answered else TABS[:1]:
+            open_tab(page, tab)
+            for settings in page.get_by_role("button", name="Settings").all():
+                if settings.is_visible() and settings.get_attribute("aria-expanded") != "true":
+                    settings.click()
+            page.wait_for_timeout(300)  # the end of the transitions, in which colours are mixed
+            assert serious_findings(page) == [], (tab, theme, size, answered)
+    page.close()
+
+
+def test_the_main_path_needs_no_mouse(page):
+    """Every control that the keyboard reaches on the way to an answer shows that it has the focus."""
+    choose_example(page)
+    page.locator("#continue").focus()
+    outline = page.locator("#continue").evaluate(
+        "node => getComputedStyle(node).outlineStyle + getComputedStyle(node).boxShadow"
+    )
+    assert outline not in ("nonenone",)
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("made in", timeout=WAIT)

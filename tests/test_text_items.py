@@ -66,11 +66,11 @@ def test_packaged_recipes_are_valid(name):
 
 
 def test_recipe_errors_say_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No recipe nowhere"):
+    with pytest.raises(FileNotFoundError, match="no recipe 'nowhere'"):
         load_recipe("nowhere")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ValueError, match="holds list; expected a mapping"):
         load_recipe(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1")
-    with pytest.raises(ValueError, match="is not YAML"):
+    with pytest.raises(ValueError, match="is not a YAML file"):
         load_recipe(tmp_path / "broken.yaml")
