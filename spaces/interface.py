@@ -1,6 +1,7 @@
 """The page: its tabs, its looks, and how it is served."""
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from . import zero_gpu  # noqa: F401 - before the tabs, which import torch
 from .codec_tab import build_codec_tab
@@ -8,6 +9,7 @@ from .comparison_tab import build_comparison_tab
 from .continuation_tab import build_continuation_tab
 from .evaluation_tab import build_evaluation_tab
 from .interleaved_tab import build_interleaved_tab
+from .middleware import PublicEndpoints, UploadLimit
 from .recordings import example_recordings, provide_ffmpeg
 from .studio import Studio
 
@@ -107,6 +109,12 @@ def build_interface(studio: Studio) -> gr.Blocks:
     return blocks
 
 
+def public_endpoints(blocks: gr.Blocks) -> list[str]:
+    """Return the names of the endpoints that are meant for programs."""
+    dependencies = blocks.get_config_file()["dependencies"]
+    return [item["api_name"] for item in dependencies if item["api_visibility"] == "public" and item["api_name"]]
+
+
 def launch(blocks: gr.Blocks, host: str | None = None, port: int | None = None, *, wait: bool = True) -> str:
     """Serve the page and return its address.
 
@@ -120,6 +128,7 @@ def launch(blocks: gr.Blocks, host: str | None = None, port: int | None = None, 
 
     Raises `OSError` where the port is taken.
     """
+    guards = [Middleware(PublicEndpoints, names=public_endpoints(blocks)), Middleware(UploadLimit)]
     _, address, _ = blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False).launch(
         server_name=host,
         server_port=port,
@@ -132,6 +141,10 @@ def launch(blocks: gr.Blocks, host: str | None = None, port: int | None = None, 
         enable_monitoring=False,
         footer_links=["api"],
         max_file_size=MAX_FILE_SIZE,
+        show_error=True,  # of inputs that a component refuses; handlers show what is meant for visitors
+        app_kwargs={
+            "middleware": [Middleware(PublicEndpoints, names=public_endpoints(blocks)), Middleware(UploadLimit)]
+        },
         state_session_capacity=MAX_SESSIONS,
         theme=THEME,
         css=STYLE,

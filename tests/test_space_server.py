@@ -1,5 +1,6 @@
 """The Space as programs meet it: a real server on this computer, asked through gradio_client."""
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from tinywave.cli.loading import load_for_training, load_language_model
 from tinywave.cli.shipped import TEACHER
 from tinywave.processing_tinywave import TinyWaveProcessor
 from tinywave.spaces.interface import build_interface, launch
+from tinywave.spaces.middleware import UploadLimit
 from tinywave.spaces.recordings import load_recording
 from tinywave.spaces.studio import Sampling, Studio
 from tinywave.training.layer_map import LayerMap
@@ -188,3 +190,77 @@ def test_a_large_file_is_refused(client, tmp_path):
     soundfile.write(path, np.zeros((7_000_000, 2)), 48_000)  # 28 MB
     with pytest.raises(Exception, match="size|413|Maximum"):
         client.predict(recording=handle_file(str(path)), api_name="/encode")
+
+
+def ask(address, name, data):
+    """Call an endpoint as any program may: (status of the call, kind of its last event, text of the error)."""
+    response = httpx.post(f"{address}/gradio_api/call/{name}", json={"data": data}, timeout=60)
+    if response.status_code != 200:
+        return response.status_code, "", response.text
+    lines = httpx.get(f"{address}/gradio_api/call/{name}/{response.json()['event_id']}", timeout=60).text.splitlines()
+    event = [line for line in lines if line.startswith("event: ")][-1].removeprefix("event: ")
+    content = [line for line in lines if line.startswith("data: ")][-1].removeprefix("data: ")
+    return 200, event, content
+
+
+def uploaded(address, path):
+    (name,) = httpx.post(f"{address}/gradio_api/upload", files={"files": path.read_bytes()}).json()
+    return {"path": name, "meta": {"_type": "gradio.FileData"}}
+
+
+WRONG = {
+    0: [None, "x", 3, [], {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, {"path": "x"}],
+    1: [None, 3, "nope", []],
+    2: [None, "nope", 4],
+    3: ["two", None, -1, 1e9, [1], "NaN"],
+    4: ["hot", None, -1, 99],
+    5: ["x", 0, None],
+    6: ["x", -1, None, 2**40],
+    7: ["yes", None, 3],
+}
+
+
+def test_wrong_inputs_are_answered_with_a_text_and_harm_nobody(address, recording):
+    good = [uploaded(address, recording), "plain", "as recorded", 1, 0.7, 0.9, 0, True]
+    wrong = [[*good[:place], value, *good[place + 1 :]] for place, values in WRONG.items() for value in values]
+    for data in (*wrong, [], good[:3]):
+        status, event, content = ask(address, "continue_speech", data)
+        assert (status, event) == (200, "error") and '"error": null' not in content and "Traceback" not in content, (
+            data
+        )
+    assert ask(address, "continue_speech", good)[:2] == (200, "complete")
+
+
+@pytest.mark.parametrize("name", ["lambda", "lambda_1", "unnamed", "nothing"])
+@pytest.mark.parametrize("kind", ["call", "run"])
+def test_the_page_s_own_handlers_are_no_endpoints(address, kind, name):
+    response = httpx.post(f"{address}/gradio_api/{kind}/{name}", json={"data": []})
+    assert response.status_code == 404 and f"there is no endpoint '{name}'" in response.text
+
+
+def test_uploads_have_a_limit_and_a_refused_one_harms_no_other(address, recording):
+    many = [("files", (f"{number}.wav", bytes(20 * 2**20))) for number in range(4)]
+    response = httpx.post(f"{address}/gradio_api/upload", files=many, timeout=60)
+    assert response.status_code == 413 and "larger than 64 MB together" in response.text
+    response = httpx.post(f"{address}/gradio_api/upload", files={"files": bytes(26 * 2**20)}, timeout=60)
+    assert response.status_code == 413
+    good = [uploaded(address, recording), "plain"]
+    assert ask(address, "encode", good)[:2] == (200, "complete")
+
+
+def test_what_is_kept_has_a_limit(tmp_path):
+    (tmp_path / "kept").write_bytes(bytes(1000))
+    answered = []
+
+    async def send(message):
+        answered.append(message)
+
+    async def app(scope, receive, send):
+        answered.append("passed on")
+
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": [(b"content-length", b"100")]}
+    asyncio.run(UploadLimit(app, tmp_path, max_kept_bytes=1050)(scope, None, send))
+    assert answered[0]["status"] == 413 and b"try again in a while" in answered[1]["body"]
+    answered.clear()
+    asyncio.run(UploadLimit(app, tmp_path, max_kept_bytes=2000)(scope, None, send))
+    assert answered == ["passed on"]
