@@ -142,9 +142,7 @@ def launch(blocks: gr.Blocks, host: str | None = None, port: int | None = None, 
         footer_links=["api"],
         max_file_size=MAX_FILE_SIZE,
         show_error=True,  # of inputs that a component refuses; handlers show what is meant for visitors
-        app_kwargs={
-            "middleware": [Middleware(PublicEndpoints, names=public_endpoints(blocks)), Middleware(UploadLimit)]
-        },
+        app_kwargs={"middleware": guards},
         state_session_capacity=MAX_SESSIONS,
         theme=THEME,
         css=STYLE,
