@@ -213,12 +213,112 @@ def test_a_finished_correction_that_lost_its_result_is_saved_again(tmp_path):
     assert correct(tmp_path / "run", last_checkpoint(tmp_path / "run")) == expected
 
 
+@pytest.mark.parametrize("kind", ["distill", "train"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"logging_steps": 3, "save_steps": 2, "max_steps": 7},
+        {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 1, "max_steps": 7, "logging_steps": 4},
+        {"max_steps": -1, "num_train_epochs": 2, "eval_strategy": "epoch"},
+        {"save_strategy": "epoch", "max_steps": 12, "logging_steps": 5},
+    ],
+)
+def test_every_file_of_a_resumed_run_is_that_of_the_whole_run(kind, settings, tmp_path):
+    folder = tmp_path / "run"
+
+    def train(resume):
+        trainer = make_trainer(kind, folder, **settings)
+        trainer.train(resume_from_checkpoint=resume)
+        trainer.save_model()
+        trainer.save_state()
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    expected = train(None)
+    first, *later = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for path in [*later, *(path for path in folder.iterdir() if path.is_file())]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    found = train(True)
+    assert found.keys() == expected.keys()
+    assert [str(path) for path, content in found.items() if content != expected[path]] == []
+
+
+def test_training_again_with_the_same_trainer_takes_no_step(tmp_path):
+    trainer = make_trainer("distill", tmp_path)
+    trainer.train()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    for _ in range(2):
+        trainer.train(resume_from_checkpoint=True)
+        assert trainer.state.global_step == NUM_STEPS
+        assert all(value.equal(before[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_a_checkpoint_of_weights_alone_is_not_resumed(tmp_path):
+    make_trainer("train", tmp_path, save_only_model=True).train()
+    with pytest.warns(UserWarning, match="is not a complete checkpoint"):
+        assert last_checkpoint(tmp_path) is None
+
+
 def test_nothing_to_resume_from_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="contains no complete checkpoint"):
         make_trainer("train", tmp_path).train(resume_from_checkpoint=True)
 
 
+def run_two_processes(case, folder):
+    """Run this file as a program in two processes (DDP on gloo)."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    return subprocess.run(
+        [*launch, case, str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_two_processes_killed_inside_a_checkpoint_resume_to_the_same_bytes(tmp_path):
+    folder = tmp_path / "run"
+    finished = run_two_processes("whole", folder)
+    assert finished.returncode == 0, finished.stderr
+    expected = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert {Path(f"checkpoint-{NUM_STEPS}/rng_state_{rank}.pth") for rank in (0, 1)} <= expected.keys()
+    shutil.rmtree(folder)
+    assert run_two_processes("killed", folder).returncode != 0
+    assert Path(last_checkpoint(folder)).name == "checkpoint-2"
+    assert [path for path in folder.iterdir() if path.name.startswith(".checkpoint-")]
+    finished = run_two_processes("resumed", folder)
+    assert finished.returncode == 0, finished.stderr
+    found = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert found.keys() == expected.keys()
+    assert [str(path) for path, content in found.items() if content != expected[path]] == []
+
+
+def test_a_process_without_supervised_tokens_takes_part_in_the_step_of_the_others(tmp_path):
+    finished = run_two_processes("one", tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert is_complete(tmp_path / f"checkpoint-{NUM_STEPS}")
+    finished = run_two_processes("none", tmp_path / "none")
+    assert finished.returncode != 0
+    assert "Step 1 has no supervised token" in finished.stderr
+    assert last_checkpoint(tmp_path / "none") is None
+
+
+def run_case(case, folder):
+    """What one process does; the kinds of trainers are killed inside their third checkpoint."""
+    data = make_data()
+    if case in ("one", "none"):
+        # Without shuffling, the batches of two go to the processes by turns.
+        unlabelled = [number for number in range(len(data)) if case == "none" or number % 4 >= 2]
+        data = [{**item, "labels": [-100] * 8} if i in unlabelled else item for i, item in enumerate(data)]
+    callbacks = [] if case in ("whole", "resumed", "one", "none") else [KilledWhileSaving()]
+    kind = "train" if case == "train" else "distill"
+    options = {"train_sampling_strategy": "sequential"} if case == "one" else {}
+    trainer = make_trainer(kind, folder, data, callbacks, **options)
+    trainer.train(resume_from_checkpoint=case == "resumed" or None)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        trainer.save_model()  # alone, as scripts do
+    trainer.save_state()
+    trainer.accelerator.end_training()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    shutil.rmtree(sys.argv[2], ignore_errors=True)
-    make_trainer(sys.argv[1], sys.argv[2], callbacks=[KilledWhileSaving()]).train()
+    run_case(sys.argv[1], sys.argv[2])

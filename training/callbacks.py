@@ -5,6 +5,7 @@ import math
 import os
 
 from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from ..data.storage import atomic_file
 
@@ -24,6 +25,21 @@ class EpochCallback(TrainerCallback):
         if set_epoch is not None:
             # A whole number after an epoch, up to rounding.
             set_epoch(math.floor(state.epoch + 1e-6))
+
+
+class LogBeforeSaving(TrainerCallback):
+    """Logs at every step that a checkpoint follows.
+
+    A logged loss is the mean since the last log. Without this, a run that is resumed between two logs would log the
+    mean of fewer steps than the uninterrupted one.
+    """
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Ask for a log where a checkpoint is asked for."""
+        if control.should_save and args.logging_strategy != IntervalStrategy.NO:
+            control.should_log = True
+
+    on_epoch_end = on_step_end
 
 
 class LossCurveCallback(TrainerCallback):

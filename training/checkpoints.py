@@ -23,7 +23,8 @@ def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """Return the newest complete checkpoint of a run, or None where it has none.
 
     A checkpoint counts when it holds its marker, which is written last, and every file in the size that the marker
-    records. An incomplete one, as a full disk or an interrupted copy leaves it, is skipped with a warning.
+    records. An incomplete one, as a full disk or an interrupted copy leaves it, is skipped with a warning; so is one
+    of the weights alone (`save_only_model`), from which a run cannot be continued.
     """
     for checkpoint in reversed(sort_checkpoints(str(output_dir))):
         if is_complete(checkpoint):
@@ -33,10 +34,15 @@ def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
 
 
 def is_complete(checkpoint: str | os.PathLike) -> bool:
-    """Return whether a checkpoint has its marker and every file that the marker names, in the recorded size."""
+    """Return whether a run can be continued from a checkpoint.
+
+    It can from one with its marker, every file that the marker names, in the recorded size, and the states of the
+    random number generators, which only a checkpoint of the weights alone lacks.
+    """
     try:
         sizes = json.loads((Path(checkpoint) / CHECKPOINT_MARKER).read_text(encoding="utf-8"))["files"]
-        return all((Path(checkpoint) / name).stat().st_size == size for name, size in sizes.items())
+        has_states = any(name.startswith("rng_state") for name in sizes)
+        return has_states and all((Path(checkpoint) / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

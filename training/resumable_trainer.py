@@ -1,5 +1,6 @@
 """The base of every trainer: no bad step is taken, no incomplete checkpoint counts, no finished run goes on."""
 
+import dataclasses
 import math
 import os
 from pathlib import Path
@@ -10,10 +11,14 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from .callbacks import EpochCallback
+from ..data.storage import atomic_file
+from .callbacks import EpochCallback, LogBeforeSaving
 from .checkpoints import complete_checkpoint, last_checkpoint, partial_checkpoints, remove_partial_checkpoints
 
 _NUM_NAMES_SHOWN = 3
+# Logged numbers that differ between two runs of the same steps: wall times, and means since the last resumption.
+_VARYING_SUFFIXES = ("_runtime", "_per_second")
+_VARYING_NAMES = ("train_loss", "model_flops_utilisation")
 
 
 class ResumableTrainer(Trainer):
@@ -26,6 +31,8 @@ class ResumableTrainer(Trainer):
       step.
     - Resuming from the last checkpoint of a run takes no further step.
     - The training data's `set_epoch` is called at the beginning of every epoch, in every process.
+    - `trainer_state.json` has no wall times and no throughput, and every checkpoint comes with a log, so that it is
+      that of the uninterrupted run, too.
 
     Raises:
         FloatingPointError: for gradients or weights that are not finite, naming the step and the last checkpoint.
@@ -38,6 +45,7 @@ class ResumableTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.add_callback(EpochCallback())
+        self.add_callback(LogBeforeSaving())
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """Train as `Trainer.train` does; `resume_from_checkpoint=True` takes the newest complete checkpoint."""
@@ -68,7 +76,7 @@ class ResumableTrainer(Trainer):
             return torch.as_tensor(num_tokens).clamp(min=1)  # Other processes may have tokens.
         raise ValueError(
             f"Step {self.state.global_step + 1} has no supervised token: all labels after the first of each row are "
-            f"-100. {self._describe_recovery()} Remove examples without targets from the training data, and resume."
+            f"-100. {self._describe_recovery()} Remove examples without targets from the training data, and train again."
         )
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -79,7 +87,7 @@ class ResumableTrainer(Trainer):
         if not math.isfinite(norm):
             raise FloatingPointError(
                 f"Step {self.state.global_step + 1}: the norm of the gradient is {norm}. {self._describe_recovery()} "
-                "Lower the learning rate or the weights of the loss, or raise the precision, and resume."
+                "Lower the learning rate or the weights of the loss, or raise the precision, and train again."
             )
         return grad_norm
 
@@ -96,15 +104,36 @@ class ResumableTrainer(Trainer):
     def _check_weights(self) -> None:
         parameters = [item for item in self.model.named_parameters() if item[1].is_floating_point()]
         finite = [bool(_local(parameter).isfinite().all()) for _, parameter in parameters]
-        bad = torch.tensor(float(not all(finite)), device=self.args.device)
-        if float(self.accelerator.reduce(bad, "sum")) == 0:
+        is_bad = not all(finite)
+        if any(hasattr(parameter, "to_local") for _, parameter in parameters):
+            # Each process holds a part. Elsewhere all hold the same weights, and one may save them alone.
+            bad = torch.tensor(float(is_bad), device=self.args.device)
+            is_bad = float(self.accelerator.reduce(bad, "sum")) > 0
+        if not is_bad:
             return
         names = [name for (name, _), is_finite in zip(parameters, finite, strict=True) if not is_finite]
         raise FloatingPointError(
             f"After step {self.state.global_step} {len(names)} parameters are not finite "
             f"({', '.join(names[:_NUM_NAMES_SHOWN])}), so they are not saved; "
-            f"{_describe_checkpoint(self.args.output_dir)} Lower the learning rate, and resume."
+            f"{_describe_checkpoint(self.args.output_dir)} Lower the learning rate, and train again."
         )
+
+    def save_state(self):
+        """Save the state as `Trainer.save_state` does, without wall times."""
+        if self.is_world_process_zero():
+            self._write_state(Path(self.args.output_dir))
+
+    def _write_state(self, folder: Path) -> None:
+        history = [
+            {
+                name: value
+                for name, value in entry.items()
+                if not name.endswith(_VARYING_SUFFIXES) and name not in _VARYING_NAMES
+            }
+            for entry in self.state.log_history
+        ]
+        with atomic_file(folder / TRAINER_STATE_NAME) as path:
+            dataclasses.replace(self.state, log_history=history).save_to_json(str(path))
 
     def _get_output_dir(self, trial):
         return super()._get_output_dir(trial) if self._checkpoint_root is None else str(self._checkpoint_root)
@@ -123,7 +152,7 @@ class ResumableTrainer(Trainer):
             self.state.best_model_checkpoint = str(run_folder / name)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+            self._write_state(partial)
             complete_checkpoint(partial, run_folder / name)
             # By their numbers: the times of files are those of a clock that may have been set back.
             rotate_checkpoints(str(run_folder), self.args.save_total_limit, self.state.best_model_checkpoint)

@@ -110,7 +110,7 @@ def describe_non_finite_step(
     return (
         f"Step {step}: {' and '.join(names)} is not finite in {_find_example(inputs, sums_of)} of micro-batch "
         f"{micro_batch}. {describe_recovery(step - 1, output_dir)} Check that example, lower the learning rate, or "
-        "raise the precision, and resume."
+        "raise the precision, and train again."
     )
 
 
