@@ -147,6 +147,7 @@ def test_the_verb_saves_a_model_with_heads_and_goes_on_where_it_was_cut(material
     assert train_heads(material, whole) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(whole)
     shutil.copytree(whole / "checkpoint-2", cut / "checkpoint-2")
+    shutil.copy(whole / "run.json", cut)
     assert train_heads(material, cut) == 0
     before, once, twice = (load_file(folder / "model.safetensors") for folder in (material / "model", whole, cut))
     assert once.keys() == twice.keys() and once.keys() > before.keys()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,9 +13,6 @@ from tinywave.cli.main import main
 from tinywave.cli.shipped import TEACHER
 from tinywave.eval.suites import read_suite
 from tinywave.training.run_record import RUN_FILE, RunRecord
-
-# Wall times and, in the pickled arguments, nothing that a model depends on.
-EXEMPT = {"trainer_state.json", "training_args.bin"}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +44,7 @@ def run(verb, folder, units, output="run", **training):
 
 
 def artefacts(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name not in EXEMPT}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.mark.parametrize("verb", RECIPES)
@@ -62,13 +60,7 @@ def test_a_repeated_command_changes_nothing_and_completes_what_is_missing(verb, 
     os.truncate(tmp_path / "run" / "model.safetensors", 1000)
     (tmp_path / "run" / "README.md").unlink()
     assert run(verb, tmp_path, units) == 0
-    found = artefacts(tmp_path / "run")
-    record, wanted = json.loads(found.pop(RUN_FILE)), json.loads(expected.pop(RUN_FILE))
-    assert found == expected
-    for entry in (record, wanted):
-        for name in EXEMPT:
-            entry["files"].pop(name, None)
-    assert record == wanted
+    assert artefacts(tmp_path / "run") == expected
 
 
 def test_another_run_in_the_folder_is_refused_by_the_name_of_the_difference(units, tmp_path, capsys):
@@ -88,6 +80,28 @@ def test_another_run_in_the_folder_is_refused_by_the_name_of_the_difference(unit
     assert artefacts(tmp_path / "run") == before
 
 
+def test_a_command_killed_before_its_first_step_is_completed(units, tmp_path):
+    """Such a process leaves `run.json`."""
+    assert run("distill", tmp_path, units) == 0
+    expected = artefacts(tmp_path / "run")
+    record = json.loads(expected[RUN_FILE])
+    del record["files"]
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / RUN_FILE).write_text(json.dumps(record))
+    assert run("distill", tmp_path, units) == 0
+    assert artefacts(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "checkpoint-7"])
+def test_a_folder_with_a_model_of_unknown_origin_is_refused(name, units, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_bytes(b"of somebody")
+    assert run("distill", tmp_path, units) == 2
+    assert f"contains {name} and no run.json" in capsys.readouterr().err
+    assert artefacts(tmp_path / "run") == {name: b"of somebody"}
+
+
 def test_a_finished_run_goes_on_with_more_steps(units, tmp_path):
     assert run("distill", tmp_path, units) == 0
     assert run("distill", tmp_path, units, max_steps=3) == 0
@@ -99,7 +113,7 @@ def test_a_finished_run_goes_on_with_more_steps(units, tmp_path):
 @pytest.mark.parametrize("content", ["", "[1]", '{"settings": '])
 def test_a_damaged_record_is_named(content, tmp_path):
     (tmp_path / RUN_FILE).write_text(content)
-    with pytest.raises(ValueError, match=f"{RUN_FILE}.*delete it"):
+    with pytest.raises(ValueError, match=f"{RUN_FILE}.*choose another output folder"):
         RunRecord(tmp_path, "train", {}, {})
 
 

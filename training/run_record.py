@@ -14,6 +14,9 @@ RUN_FILE = "run.json"
 # What a model, a corpus, a units folder or a teacher cache consists of.
 _INPUT_SUFFIXES = (".safetensors", ".parquet", ".onnx")
 _INPUT_NAMES = ("config.json", "cache.json", "tokenizer.json")
+# What would be overwritten, or resumed from, without being of this run.
+_MODEL_PATTERNS = ("*.safetensors", "config.json", "checkpoint-*")
+_ANOTHER_FOLDER = "choose another output folder, or delete this one"
 # A run may be continued with more of these. Unless its learning rate is constant, the result differs from that of a
 # run that was planned with this length from the beginning.
 _LENGTHS = ("max_steps", "num_train_epochs")
@@ -30,7 +33,8 @@ class RunRecord:
             the record, not their paths.
 
     Raises:
-        ValueError: where the folder belongs to a run of other settings or inputs, naming the first difference.
+        ValueError: where the folder belongs to a run of other settings or inputs, naming the first difference, or
+            contains a model or checkpoints of unknown origin.
         FileNotFoundError: for an input that does not exist.
     """
 
@@ -47,6 +51,7 @@ class RunRecord:
         self.record = json.loads(json.dumps(record))
         found = self._read()
         if found is None:
+            self._check_no_model()
             self.output_dir.mkdir(parents=True, exist_ok=True)
             write_json(self.record, self._path)
             self.is_finished = False
@@ -67,10 +72,18 @@ class RunRecord:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ValueError(f"{self._path} is not JSON ({error}); delete it to start the run again") from error
+            raise ValueError(f"{self._path} is not JSON ({error}); {_ANOTHER_FOLDER}") from error
         if not isinstance(found, dict):
-            raise ValueError(f"{self._path} contains {type(found).__name__}; delete it to start the run again")
+            raise ValueError(f"{self._path} contains {type(found).__name__}; {_ANOTHER_FOLDER}")
         return found
+
+    def _check_no_model(self) -> None:
+        for pattern in _MODEL_PATTERNS:
+            for path in self.output_dir.glob(pattern):
+                raise ValueError(
+                    f"{self.output_dir} contains {path.name} and no {RUN_FILE}, so it is not the folder of a run of "
+                    f"this command; {_ANOTHER_FOLDER}"
+                )
 
     def _check_same(self, found: dict) -> None:
         expected, found = dict(flatten(self.record)), dict(flatten(found))
@@ -79,8 +92,7 @@ class RunRecord:
             is_longer = name.rpartition(".")[2] in _LENGTHS and _is_more(now, before)
             if now != before and not is_longer:
                 raise ValueError(
-                    f"{self.output_dir} belongs to a run with another {name}: {before}, not {now}; choose another "
-                    "output folder, or delete this one"
+                    f"{self.output_dir} belongs to a run with another {name}: {before}, not {now}; {_ANOTHER_FOLDER}"
                 )
 
     def _is_complete(self, sizes: Mapping | None) -> bool:
