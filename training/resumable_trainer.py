@@ -76,7 +76,7 @@ class ResumableTrainer(Trainer):
             return torch.as_tensor(num_tokens).clamp(min=1)  # Other processes may have tokens.
         raise ValueError(
             f"Step {self.state.global_step + 1} has no supervised token: all labels after the first of each row are "
-            f"-100. {self._describe_recovery()} Remove examples without targets from the training data, and train again."
+            f"-100. {self._describe_recovery()} Remove examples without targets from the data, and train again."
         )
 
     def _get_grad_norm(self, model, grad_norm=None):
