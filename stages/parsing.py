@@ -14,6 +14,8 @@ from typing import Any
 
 import pydantic
 import yaml
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
 
 MAX_BYTES = 2**20
 # Numbers of the fields that all `TrainingArguments` share: (lowest, highest).
@@ -35,7 +37,10 @@ _RANGES = {
     "eval_steps": (0, 10**9),
     "save_total_limit": (1, 10**6),
     "dataloader_num_workers": (0, 256),
+    "lora_rank": (1, 65_536),
 }
+# No other setting of a training is negative.
+_LOWEST = 0
 # Set by the command itself.
 _RESERVED = ("output_dir", "seed")
 
@@ -163,7 +168,7 @@ def check_settings(values: Mapping[str, Any], settings_class: type, name: str) -
             raise RecipeError(f"{name}.{key} is unknown{_nearest(key, known)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise RecipeError(f"{name}.{key} is {value}; expected a finite number")
-        low, high = _RANGES.get(key, (-math.inf, math.inf))
+        low, high = _RANGES.get(key, (_LOWEST, math.inf))
         if isinstance(value, (int, float)) and not isinstance(value, bool) and not low <= value <= high:
             raise RecipeError(f"{name}.{key} is {value:g}; expected {low:g} to {high:g}")
         if key in _RANGES and not isinstance(value, (int, float)):
@@ -174,6 +179,16 @@ def check_settings(values: Mapping[str, Any], settings_class: type, name: str) -
             raise RecipeError(f"{name}.{key} is {value!r}: {error.errors()[0]['msg']}") from error
         except pydantic.errors.PydanticSchemaGenerationError:
             continue
+    if issubclass(settings_class, PreTrainedConfig):
+        _check_configuration(values, settings_class, name)
+
+
+def _check_configuration(values: Mapping[str, Any], config_class: type, name: str) -> None:
+    """Let a configuration check its own types and ranges."""
+    try:
+        config_class(**values)
+    except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
+        raise RecipeError(f"{name}: {' '.join(str(error).split())}") from error
 
 
 def _types_of(settings_class: type) -> dict[str, Any]:
