@@ -85,9 +85,8 @@ def main(argv: list[str] | None = None) -> None:
         differences = measure(pipeline, prompts)
         record["prompts"][name] = {kind: summarize(values) for kind, values in differences.items()}
         for kind, summary in record["prompts"][name].items():
-            print(
-                f"{name:>7} {kind:>13}: {summary['mean']:+.1f} dB, {summary['minimum']:+.1f} to {summary['maximum']:+.1f}"
-            )
+            low, high = summary["minimum"], summary["maximum"]
+            print(f"{name:>7} {kind:>13}: {summary['mean']:+.1f} dB, {low:+.1f} to {high:+.1f}, n = {summary['n']}")
     write_json(record, arguments.output)
 
 

@@ -141,9 +141,10 @@ class CorrectionRecipe(Recipe):
     seed: Seed
     training: Settings
     max_length: Length
-    mixture: Mixture
+    mixture: Mixture | None = None
     domains: Annotated[list[Domain], Field(min_length=1)] | None = None
     streams: Streams | None = None
+    datasets: Annotated[list[Dataset], Field(min_length=1)] | None = None
     packing: bool = False
 
 
@@ -173,9 +174,10 @@ class DistillationRecipe(Recipe):
     seed: Seed
     training: Settings
     max_length: Length
-    mixture: Mixture
+    mixture: Mixture | None = None
     domains: Annotated[list[Domain], Field(min_length=1)] | None = None
     streams: Streams | None = None
+    datasets: Annotated[list[Dataset], Field(min_length=1)] | None = None
     packing: bool = False
     student: Settings | None = None
     teacher: Teacher | None = None
