@@ -88,7 +88,9 @@ def make_dataset(
         config = config.with_streams(recipe["streams"])
     prosody = [name for name in ("pitch", "style") if name in config.stream_ranges()]
     documents = read_documents(units_folder, split, recipe.get("domains"), config.unit_rate, prosody)
-    mixture = recipe["mixture"]
+    mixture = recipe.get("mixture")
+    if mixture is None:
+        raise ValueError("the recipe has no `mixture`; expected one of its own, or one in each of its `datasets`")
     if not isinstance(mixture, dict):
         mixture = MIXTURES[mixture]
     return InterleavedDataset(documents, config, tokenizer, mixture, recipe["max_length"], recipe["seed"])

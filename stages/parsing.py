@@ -145,7 +145,13 @@ def read_recipe(
         _override(values, override)
     recipe_class = recipe_class if isinstance(recipe_class, type) else recipe_class(values)
     check_recipe(values, recipe_class, path, **classes)
-    return values
+    return _without_nulls(values, recipe_class)
+
+
+def _without_nulls(values: dict[str, Any], recipe_class: type) -> dict[str, Any]:
+    """A recipe without the settings that are null, where null leaves them out."""
+    optional = {field.name for field in dataclasses.fields(recipe_class) if field.default is None}
+    return {name: value for name, value in values.items() if value is not None or name not in optional}
 
 
 def check_recipe(values: Mapping[str, Any], recipe_class: type, name: object, **classes: type | None) -> None:

@@ -278,7 +278,7 @@ def test_the_recipes_of_full_scale_pack(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"packing": "yes, please"}, "`packing` must be true or false; found 'yes, please'"),
+        ({"packing": "yes, please"}, "packing is 'yes, please': Input should be a valid boolean"),
         ({"datasets": [{"max_length": 200}], "max_length": 40}, "ids, and a row holds 40; cut documents to the row's"),
     ],
 )
