@@ -74,14 +74,16 @@ def convert_waveform(
 
     Returns:
         `np.ndarray` of shape `(samples,)`. Samples beyond [-1, 1], such as overshoots of resampling, are clipped.
+        Audio with a peak between 1 and 4 is clipped too and never scaled down: its level would then depend on its
+        highest peak.
 
     Raises:
         AudioError: for audio that is empty, has NaN or infinite samples, a peak above 4 (samples in the scale of
             integers), an impossible sampling rate or shape, or another type.
 
     Warns:
-        AudioWarning: for silent audio, for more than 0.5 % of samples at full scale, and for channels of opposite
-            phase, see [`mix_channels`].
+        AudioWarning: for silent audio (also a constant offset), for more than 0.5 % of samples at full scale, and for
+            channels of opposite phase, see [`mix_channels`].
     """
     check_sampling_rate(source_rate, name)
     check_sampling_rate(sampling_rate, name)
@@ -126,7 +128,8 @@ def mix_channels(samples: np.ndarray, sampling_rate: int, name: str = "the wavef
         return mean
     block = max(1, sampling_rate // 4)
     levels = _block_levels(samples, block)
-    loudest_channel = int((levels**2).sum(axis=0).argmax())
+    energy = (levels**2).sum(axis=0)
+    loudest_channel = int((energy >= 0.99 * energy.max()).argmax())  # the first of about equal ones
     loudest = levels.max(axis=1)
     is_active = loudest > max(SILENCE_PEAK, _MIN_ACTIVE_LEVEL * float(loudest.max()))
     is_lost = {
@@ -161,16 +164,23 @@ def _to_float(samples: np.ndarray, name: str) -> np.ndarray:
 def _report_levels(samples: np.ndarray, peak: float, name: str) -> None:
     if peak < SILENCE_PEAK:
         report_audio(f"{name} is silent: its peak is {peak:.1e} of full scale")
+    elif float(np.ptp(samples, axis=0).max()) < 2 * SILENCE_PEAK:
+        report_audio(f"{name} is silent: its samples are constant, at most {peak:.1e} of full scale")
     clipped = float((np.abs(samples) >= 0.9999).mean())
     if clipped > CLIPPED_SHARE:
         report_audio(f"{name} is clipped: {clipped:.1%} of its samples are at full scale or beyond")
 
 
 def _block_levels(samples: np.ndarray, block: int) -> np.ndarray:
-    """Root mean square of every block of every channel, `(blocks, channels)`."""
+    """Root mean square around the mean of every block of every channel, `(blocks, channels)`.
+
+    Without the mean, so that a constant offset of a sound card does not count as sound.
+    """
     starts = np.arange(0, len(samples), block)
-    energy = np.add.reduceat(np.square(samples, dtype=np.float64), starts, axis=0)
-    return np.sqrt(energy / np.diff(np.append(starts, len(samples)))[:, None])
+    lengths = np.diff(np.append(starts, len(samples)))[:, None]
+    means = np.add.reduceat(samples, starts, axis=0, dtype=np.float64) / lengths
+    power = np.add.reduceat(np.square(samples, dtype=np.float64), starts, axis=0) / lengths
+    return np.sqrt(np.maximum(power - np.square(means), 0.0))
 
 
 def _resample(mono: np.ndarray, source_rate: float, sampling_rate: int, name: str) -> np.ndarray:
