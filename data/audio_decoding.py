@@ -18,8 +18,8 @@ import soundfile
 
 from ..waveform_tinywave import AudioError, check_num_channels, check_sampling_rate, report_audio
 
-MAX_DECODED_SAMPLES = 2**31
-"""Samples of all channels that a file may decode to: 8 GiB as float32, or 6 hours of stereo at 48 kHz."""
+MAX_DECODED_SAMPLES = 2**29
+"""Samples of all channels that a file may decode to: 2 GiB as float32, or 90 minutes of stereo at 48 kHz."""
 EXPECTED = "expected an audio file such as WAV, FLAC, OGG, MP3 or M4A"
 _BLOCK_FRAMES = 2**18
 # FFmpeg's demuxers of audio and of containers that hold it. Others, playlists among them, may open further files.
@@ -176,6 +176,23 @@ def _joined_files(file: BinaryIO, head: bytes) -> list[BinaryIO]:
     return [first, *_joined_files(rest, rest.getvalue()[:12])]
 
 
+class _GuardedFile:
+    """A file for libsndfile, whose seeks to impossible places, which damaged headers ask for, leave it where it is.
+
+    An exception in a callback of libsndfile cannot be raised; it is printed on stderr.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return self._file.tell()
+
+
 class _Limit:
     """Counts what is decoded, and refuses what is too long before more of it is kept."""
 
@@ -205,7 +222,7 @@ class _Limit:
 
 def _decode_with_soundfile(file: BinaryIO, name: str, max_seconds: float | None) -> DecodedAudio:
     limit = _Limit(name, max_seconds)
-    with soundfile.SoundFile(file) as opened:
+    with soundfile.SoundFile(_GuardedFile(file)) as opened:
         check_sampling_rate(opened.samplerate, name)
         check_num_channels(opened.channels, name)
         promised = _promised_frames(opened)
@@ -244,7 +261,9 @@ def _decode_with_ffmpeg(file: BinaryIO, name: str, max_seconds: float | None) ->
     with av.open(file, options=_FFMPEG_OPTIONS, metadata_errors="ignore") as container:
         if not container.streams.audio:
             raise AudioError(f"{name} has no audio stream; {EXPECTED}")
-        stream = container.streams.audio[0]
+        stream = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
+        if stream is None:
+            raise ValueError("FFmpeg has no decoder for its audio stream")
         if stream.rate:
             check_sampling_rate(stream.rate, name)
         if has_length and stream.rate:
@@ -347,7 +366,7 @@ def header_seconds(file: BinaryIO) -> float | None:
     if not _is_audio_head(head) or _is_ffmpeg_first(file, head):
         return None
     try:
-        information = soundfile.info(file)
+        information = soundfile.info(_GuardedFile(file))
     except (soundfile.SoundFileError, RuntimeError, TypeError):
         return None
     finally:
@@ -363,11 +382,11 @@ def has_audio(file: BinaryIO) -> bool:
         return True
     try:
         with av.open(file, options=_FFMPEG_OPTIONS, metadata_errors="ignore") as container:
-            return any(stream.rate for stream in container.streams.audio)
+            return any(stream.codec_context and stream.rate for stream in container.streams.audio)
     except (av.FFmpegError, OSError, ValueError):
         file.seek(0)
     try:
-        with soundfile.SoundFile(file):
+        with soundfile.SoundFile(_GuardedFile(file)):
             return True
     except (soundfile.SoundFileError, RuntimeError, OSError):
         return False

@@ -15,6 +15,7 @@ import soundfile
 
 from ..waveform_tinywave import AudioError, AudioWarning, convert_waveform
 from .audio_decoding import (
+    Block,
     decode_audio,
     describe_source,
     has_audio,
@@ -60,7 +61,8 @@ def load_audio(
 
     Raises:
         AudioError: when the file is missing, empty, not audio, too long, or cannot be used
-            ([`~waveform_tinywave.convert_waveform`]).
+            ([`~waveform_tinywave.convert_waveform`]). All its channels together may decode to 2**29 samples, 2 GiB
+            in memory: 90 minutes of stereo at 48 kHz.
 
     Warns:
         AudioWarning: for a file that ends early, with both lengths, and where `convert_waveform` does.
@@ -69,17 +71,33 @@ def load_audio(
     content = open_source(source, name)
     try:
         decoded = decode_audio(content, name, max_seconds)
-        pieces = [
-            convert_waveform(np.concatenate([block.samples for block in blocks]), rate, sampling_rate, name)
-            for (rate, _), blocks in groupby(
-                decoded.blocks, lambda block: (block.sampling_rate, block.samples.shape[1])
-            )
-        ]
     finally:
         if content is not source:
             content.close()
     report_early_end(decoded, name)
+    keys = [
+        (key, len(list(blocks)))
+        for key, blocks in groupby(decoded.blocks, lambda block: (block.sampling_rate, block.samples.shape[1]))
+    ]
+    pieces = [
+        convert_waveform(_take_blocks(decoded.blocks, num_blocks), rate, sampling_rate, name)
+        for (rate, _), num_blocks in keys
+    ]
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _take_blocks(blocks: list[Block], num_blocks: int) -> np.ndarray:
+    """Remove the first blocks of a list and join their samples; each is released when it has been copied."""
+    taken = blocks[:num_blocks][::-1]
+    del blocks[:num_blocks]
+    samples = np.empty((sum(len(block.samples) for block in taken), taken[0].samples.shape[1]), taken[0].samples.dtype)
+    start = 0
+    while taken:
+        block = taken.pop().samples
+        samples[start : start + len(block)] = block
+        start += len(block)
+        del block
+    return samples
 
 
 def audio_seconds(source: str | os.PathLike | bytes | BinaryIO) -> float:

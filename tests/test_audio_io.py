@@ -5,6 +5,7 @@ import os
 import re
 import struct
 import tracemalloc
+import warnings
 
 import av
 import numpy as np
@@ -148,6 +149,46 @@ def test_arrays_that_are_no_audio_are_refused(samples, rate, reason):
 def test_silence_and_clipping_are_reported(samples, report):
     with pytest.raises(AudioWarning, match=f"the waveform {report}"):
         convert_waveform(samples, 16000)
+
+
+@pytest.mark.parametrize("samples", [np.full(16000, 0.3), np.full((16000, 2), (0.3, -0.1))])
+def test_a_constant_offset_is_reported_as_silence(samples):
+    with pytest.warns(AudioWarning, match="is silent: its samples are constant"):
+        convert_waveform(samples, 16000)
+
+
+def test_opposite_phases_with_a_common_offset_are_not_cancelled():
+    waveform = 0.5 * speech()
+    with pytest.warns(AudioWarning, match="channels of opposite phase"):
+        mixed = convert_waveform(np.stack([waveform + 0.1, 0.1 - waveform], 1), 16000)
+    np.testing.assert_allclose(mixed, waveform + 0.1, atol=1e-6)
+
+
+def test_mutated_headers_are_read_or_refused_without_noise_on_stderr(tmp_path, capfd):
+    random = np.random.default_rng(0)
+    kinds = [
+        ("WAV", "PCM_16"),
+        ("FLAC", "PCM_16"),
+        ("AIFF", "PCM_16"),
+        ("CAF", "PCM_16"),
+        ("AU", "PCM_16"),
+        ("W64", "PCM_16"),
+    ]
+    for audio_format, subtype in kinds:
+        data = encoded(sine(16000, 0.1), 16000, audio_format, subtype)
+        for number in range(60):
+            changed = bytearray(data)
+            for place in random.integers(4, 100, 3):
+                changed[place] = random.integers(256)
+            path = tmp_path / f"{number}.{audio_format.lower()}"
+            path.write_bytes(changed)
+            for source in (bytes(changed), path):
+                try:
+                    with warnings.catch_warnings(action="ignore", category=AudioWarning):
+                        load_audio(source, max_seconds=60)
+                except AudioError:
+                    pass
+    assert "Exception ignored" not in capfd.readouterr().err
 
 
 def speech():
