@@ -194,7 +194,7 @@ class Quickstart:
     def _continue_story(self, number: int, row: dict, speed: dict) -> dict:
         """Continues the first sentences of one story with every model and writes the audio."""
         num_words = len(" ".join(row["sentences"][: self.recipe["prompt_sentences"]]).split())
-        waveform = load_audio(row["audio"]["bytes"], SAMPLING_RATE)
+        waveform = load_audio(row["audio"]["bytes"], SAMPLING_RATE, name=f"story {number}")
         prompt = waveform[: int(row["words"][num_words]["start"] * SAMPLING_RATE)]
         card = {"title": f"Story {number}", "text": " ".join(row["text"].split()[:num_words])}
         card["prompt"] = self._write_sample(f"{number}_prompt", prompt, SAMPLING_RATE)

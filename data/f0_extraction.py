@@ -198,7 +198,7 @@ def _iterate_rows(corpus_folders: Sequence[str | os.PathLike], wanted: dict[_Row
 
 def _row_to_contour(row: dict, extractor: F0Extractor) -> F0Contour:
     audio = row.pop("audio")
-    f0, voiced = extractor(load_audio(audio["bytes"], SAMPLING_RATE))
+    f0, voiced = extractor(load_audio(audio["bytes"], SAMPLING_RATE, name=str(row["id"])))
     return F0Contour(**row, f0=f0, voiced=voiced)
 
 

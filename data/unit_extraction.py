@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..codec_tinywave import SpeechCodec
 from ..speech_encoder_tinywave import SpeechEncoder
 from ..speech_quantizers_tinywave import CentroidQuantizer
-from .audio_io import load_audio
+from .audio_io import AudioError, load_audio
 from .codec_loading import load_codec, save_encoders
 from .storage import atomic_file
 from .worker_processes import follow_parent
@@ -354,8 +354,11 @@ def _iterate_audio(
             for row in batch.to_pylist():
                 number += 1
                 if numbers is None or number in numbers:
-                    with _naming_row(path, row["id"]):
-                        waveform = load_audio(row["audio"]["bytes"], sampling_rate)
+                    name = f"{path}, row {row['id']!r}"
+                    try:
+                        waveform = load_audio(row["audio"]["bytes"], sampling_rate, name=name)
+                    except AudioError as error:
+                        raise ShardError(str(error)) from error
                     yield row["id"], waveform
 
 

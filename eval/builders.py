@@ -236,7 +236,10 @@ def _encode_halves(
     with tqdm(total=len(halves), desc=f"Encoding {name}") as bar:
         for start in range(0, len(halves), 2 * _PAIRS_PER_CHUNK):
             chunk = halves[start : start + 2 * _PAIRS_PER_CHUNK]
-            waveforms = [_join([load_audio(audio[document.id], SAMPLING_RATE) for document in half]) for half in chunk]
+            waveforms = [
+                _join([load_audio(audio[item.id], SAMPLING_RATE, name=f"{folder}: {item.id}") for item in half])
+                for half in chunk
+            ]
             pairs = list(zip(waveforms[::2], waveforms[1::2], strict=True))
             streams += [half for pair in encode_pairs(pairs, codec, share_beginnings=True) for half in pair]
             bar.update(len(chunk))

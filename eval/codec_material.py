@@ -55,7 +55,7 @@ def read_corpus_utterances(
     utterances = []
     for row in iterate_corpus(folder, ("id", "split", "text", "voice", "style", "phones", "audio")):
         if row["split"] == split:
-            waveform = load_audio(row["audio"]["bytes"], SAMPLING_RATE)
+            waveform = load_audio(row["audio"]["bytes"], SAMPLING_RATE, name=f"{folder}: {row['id']}")
             utterances.append(
                 HeldOutUtterance(row["id"], waveform, row["text"], row["voice"], row["style"], row["phones"])
             )

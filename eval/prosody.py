@@ -83,7 +83,7 @@ def read_styled_prompts(
         if is_wanted and counts[row["style"]] < max_per_style:
             counts[row["style"]] += 1
             num_words = sum(len(sentence.split()) for sentence in row["sentences"][:num_sentences])
-            waveform = load_audio(row["audio"]["bytes"], SAMPLING_RATE)
+            waveform = load_audio(row["audio"]["bytes"], SAMPLING_RATE, name=f"{corpus_folder}: {row['id']}")
             waveform = waveform[: int(row["words"][num_words]["start"] * SAMPLING_RATE)]
             prompts.append(StyledPrompt(row["id"], row["style"], waveform))
     if missing := [style for style in styles if not counts[style]]:

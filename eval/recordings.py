@@ -34,5 +34,6 @@ def read_corpus_recordings(
     for row in iterate_corpus(folder, ["id", "split", "domain", "text", "audio"]):
         if row["split"] == split and (max_per_domain is None or counts[row["domain"]] < max_per_domain):
             counts[row["domain"]] += 1
-            recordings.append(SpokenText(row["id"], load_audio(row["audio"]["bytes"], SAMPLING_RATE), row["text"]))
+            waveform = load_audio(row["audio"]["bytes"], SAMPLING_RATE, name=f"{folder}: {row['id']}")
+            recordings.append(SpokenText(row["id"], waveform, row["text"]))
     return recordings

@@ -122,7 +122,8 @@ def _speech_of_items(items: Sequence[ReleaseItem], folder: Path) -> Iterator[tup
             while document.id not in spoken:
                 row = next(rows)
                 words = tuple((word["word"], word["start"], word["end"]) for word in row["words"])
-                spoken[row["id"]] = Speech(load_audio(row["audio"]["bytes"], SAMPLING_RATE), words)
+                waveform = load_audio(row["audio"]["bytes"], SAMPLING_RATE, name=f"{folder}: {row['id']}")
+                spoken[row["id"]] = Speech(waveform, words)
         yield item, [spoken[document.id] for document in item.documents]
         for document in item.documents:
             needed[document.id] -= 1
