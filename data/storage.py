@@ -17,6 +17,8 @@ _MAX_NAME_BYTES = 200
 _WHOLE_FILE_BYTES = 16 * 2**20
 _BLOCK_BYTES = 2**20
 _NUM_BLOCKS = 16
+# Folders in which this process has looked for what others left.
+_CLEANED: set[Path] = set()
 
 
 def check_plain_name(name: str, what: str) -> str:
@@ -54,6 +56,27 @@ def partial_path(path: str | os.PathLike) -> Path:
     return path.with_name(f".{path.name[:_NAME_CHARACTERS]}.{os.getpid()}.partial")
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes of this machine were writing in a folder; once for each folder and process."""
+    if folder in _CLEANED:
+        return
+    _CLEANED.add(folder)
+    for path in folder.glob(".*.partial"):
+        process = path.name.split(".")[-2]
+        if process.isdigit() and int(process) != os.getpid() and not _is_running(int(process)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 @contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` on success and is removed on failure.
@@ -68,6 +91,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
         yield partial
         os.replace(partial, path)
     except OSError as error:
@@ -86,6 +110,7 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
+        remove_leftovers(partial.parent)
         yield partial
         replace_folder(partial, folder)
     finally:
