@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tinywave.data import storage
 from tinywave.data.storage import atomic_file, atomic_folder, content_digest, partial_path, write_json
 
 
@@ -36,8 +37,14 @@ def test_a_process_that_is_killed_leaves_the_old_file(tmp_path):
     finished = subprocess.run([sys.executable, "-c", program, str(path)])
     assert finished.returncode == -signal.SIGKILL
     assert path.read_text() == '{\n  "value": 1\n}\n'
+    assert len(list(tmp_path.glob(".*.partial"))) == 1
+    running = partial_path(path).with_name(f".other.{os.getppid()}.partial")
+    running.touch()
+    storage._CLEANED.clear()
     write_json({"value": 2}, path)
     assert path.read_text() == '{\n  "value": 2\n}\n'
+    # What the killed process left is gone, what a running one writes is not.
+    assert list(tmp_path.glob(".*.partial")) == [running]
 
 
 def test_a_folder_is_replaced_whole_or_left_as_it_was(tmp_path):
