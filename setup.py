@@ -104,7 +104,14 @@ EXTRAS = {
     # Files for llama.cpp and for ONNX Runtime, and both to run them.
     "export": ["gguf>=0.19", "xllamacpp>=2026.10", "onnx>=1.23", "onnxruntime>=1.31"],
     # The page to try it in a browser, with its plots and scores; ffmpeg comes along for machines that have none.
-    "demo": ["gradio>=6.31", "imageio-ffmpeg>=0.6", "matplotlib>=3.11", "scipy>=1.17", "statsmodels>=0.15"],
+    "demo": [
+        "gradio>=6.31",
+        "imageio-ffmpeg>=0.6",
+        "matplotlib>=3.11",
+        "scipy>=1.17",
+        "starlette>=1.0",
+        "statsmodels>=0.15",
+    ],
     "docs": [
         "mkdocs>=1.6",
         "mkdocs-material>=9.8",
