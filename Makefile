@@ -35,7 +35,7 @@ quickstart: install
 	.venv/bin/tinywave quickstart --output-dir $(OUTPUT)
 
 test: install
-	.venv/bin/pytest
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile
 
 lint: install
 	.venv/bin/ruff check .

@@ -25,8 +25,8 @@ def check_plain_name(name: str, what: str) -> str:
     """Return a name that comes from a file and becomes the name of another one.
 
     Raises:
-        ValueError: for a name that is not a string, is empty, begins with a dot, has a path separator, a colon or a control
-            character, or more than 200 bytes.
+        ValueError: for a name that is not a string, is empty, begins with a dot, has a path separator, a colon or a
+            control character, or more than 200 bytes.
     """
     is_plain = isinstance(name, str) and name.isprintable() and not set(name) & set("/\\:")
     if not is_plain or name.startswith(".") or not name.strip() or len(os.fsencode(name)) > _MAX_NAME_BYTES:

@@ -247,12 +247,12 @@ def test_suites_of_another_codec_than_the_units_are_refused(material, tmp_path, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"runs": {"all": {"steps": 3}}}, "sets steps; a run can set corrected, from_scratch, layer_map, training"),
+        ({"runs": {"all": {"steps": 3}}}, "runs.all.steps is unknown"),
         ({"runs": {"all": {"training": {"temprature": 2.0}}}}, "trains with temprature"),
         ({"runs": {"all": {"training": {"temperature": -1.0}}}}, "`temperature` must be a positive number"),
         ({"runs": {"all": {"layer_map": [[0, 0], [1, 0]]}}}, "appear more than once"),
         ({"reference": "best"}, "found the reference 'best'"),
-        ({"suites": ["missing"]}, "No suite at"),
+        ({"suites": ["missing"]}, "suites.0 is 'missing'"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_trained(material, tmp_path, capsys, changes, message):

@@ -94,7 +94,9 @@ def test_a_conversation_is_read_from_where_it_is_new(pipeline, model, streamed, 
             else:
                 (result,) = pipeline(conversation, **options)
                 assert result.streams == expected.streams
-        prompt = pipeline.processor([pipeline._encode_prompt(conversation)], output_modality="speech")["input_ids"]
+        prompt = pipeline.processor([pipeline._prepare(conversation, None, False)[0]], output_modality="speech")[
+            "input_ids"
+        ]
         assert lengths[0] == (1 + len(added) if added else prompt.shape[1]), "the first pass reads the prompt"
         conversation = [*conversation, ("speech", expected.streams)]
     assert len(cache) == prompt.shape[1] + 12 - 1, "one conversation is kept once, without the id said last"

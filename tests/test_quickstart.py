@@ -98,4 +98,4 @@ def test_a_second_run_keeps_what_is_done(output, recipe_file, capsys):
 
 def test_a_missing_recipe_is_one_clear_line(tmp_path, capsys):
     assert main(["quickstart", "--recipe", "nowhere", "--output-dir", str(tmp_path)]) == 2
-    assert "No recipe nowhere" in capsys.readouterr().err
+    assert "no recipe 'nowhere': expected a YAML file" in capsys.readouterr().err
