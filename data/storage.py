@@ -3,9 +3,12 @@
 Everything that is written by this package and read again, by itself or by a user, goes through these functions.
 """
 
+import functools
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,8 +20,8 @@ _MAX_NAME_BYTES = 200
 _WHOLE_FILE_BYTES = 16 * 2**20
 _BLOCK_BYTES = 2**20
 _NUM_BLOCKS = 16
-# Folders in which this process has looked for what others left.
-_CLEANED: set[Path] = set()
+# Processes are numbered by machine and by container; both have a host name of their own.
+_HOST = re.sub(r"[^A-Za-z0-9]", "-", platform.node())[:16]
 
 
 def check_plain_name(name: str, what: str) -> str:
@@ -53,18 +56,41 @@ def path_inside(folder: str | os.PathLike, name: str | os.PathLike) -> Path:
 def partial_path(path: str | os.PathLike) -> Path:
     """Return the hidden name beside `path` under which this process writes it."""
     path = Path(path)
-    return path.with_name(f".{path.name[:_NAME_CHARACTERS]}.{os.getpid()}.partial")
+    return path.with_name(f"{_partial_prefix(path)}{os.getpid()}.partial")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes of this machine were writing in a folder; once for each folder and process."""
-    if folder in _CLEANED:
-        return
-    _CLEANED.add(folder)
-    for path in folder.glob(".*.partial"):
-        process = path.name.split(".")[-2]
-        if process.isdigit() and int(process) != os.getpid() and not _is_running(int(process)):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+def _partial_prefix(path: Path) -> str:
+    return f".{path.name[:_NAME_CHARACTERS]}.{_HOST}-"
+
+
+def remove_leftovers(path: str | os.PathLike) -> None:
+    """Remove what killed processes of this machine left of `path`, and put back a folder that one was replacing."""
+    path = Path(path)
+    name = re.compile(re.escape(_partial_prefix(path)) + r"[0-9]+\.(partial|old)")
+    for leftover in _leftovers(path.parent.absolute()):
+        if not (match := name.fullmatch(leftover.name)):
+            continue
+        with suppress(OSError):  # A file of another user, or one that another process has just removed.
+            if match[1] == "old" and not path.exists():
+                os.replace(leftover, path)
+            elif leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+
+
+@functools.cache
+def _leftovers(folder: Path) -> list[Path]:
+    """Return what killed processes of this machine left in a folder.
+
+    The folder is read once for each process, as it may hold thousands of files.
+    """
+    name = re.compile(rf"\..*\.{_HOST}-([0-9]{{1,7}})\.(?:partial|old)", re.DOTALL)
+    try:
+        matches = [(path, name.fullmatch(path.name)) for path in folder.iterdir()]
+    except OSError:  # It may be written and not read.
+        return []
+    return [path for path, match in matches if match and not _is_running(int(match[1]))]
 
 
 def _is_running(process: int) -> bool:
@@ -91,7 +117,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent)
+        remove_leftovers(path)
         yield partial
         os.replace(partial, path)
     except OSError as error:
@@ -110,7 +136,6 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        remove_leftovers(partial.parent)
         yield partial
         replace_folder(partial, folder)
     finally:
@@ -118,8 +143,13 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def replace_folder(new: str | os.PathLike, folder: str | os.PathLike) -> None:
-    """Rename the folder `new` to `folder`, in place of what is there."""
+    """Rename the folder `new` to `folder`, in place of what is there.
+
+    A process that is killed between the two renames leaves no `folder`; the next one that writes it puts the old one
+    back first ([`remove_leftovers`]).
+    """
     folder = Path(folder)
+    remove_leftovers(folder)
     old = partial_path(folder).with_suffix(".old")
     try:
         if folder.exists():

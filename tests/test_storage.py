@@ -1,6 +1,7 @@
 """Atomic writing: the final name holds the old content or the new one, whatever happens in between."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,25 +27,59 @@ def test_a_file_is_replaced_or_left_as_it_was(name, tmp_path):
     assert os.listdir(path.parent) == [name]
 
 
+def run_and_kill(program, *arguments):
+    """Run a program that kills itself, in a process of its own."""
+    program = f"import os, signal, sys\nfrom tinywave.data import storage\n{program}"
+    finished = subprocess.run([sys.executable, "-c", program, *map(str, arguments)])
+    assert finished.returncode == -signal.SIGKILL
+
+
 def test_a_process_that_is_killed_leaves_the_old_file(tmp_path):
     path = tmp_path / "record.json"
     write_json({"value": 1}, path)
-    program = (
-        "import os, signal, sys\nfrom tinywave.data.storage import atomic_file\n"
-        "with atomic_file(sys.argv[1]) as partial:\n"
-        "    partial.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    run_and_kill(
+        "with storage.atomic_file(sys.argv[1]) as partial:\n"
+        "    partial.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n",
+        path,
     )
-    finished = subprocess.run([sys.executable, "-c", program, str(path)])
-    assert finished.returncode == -signal.SIGKILL
     assert path.read_text() == '{\n  "value": 1\n}\n'
-    assert len(list(tmp_path.glob(".*.partial"))) == 1
-    running = partial_path(path).with_name(f".other.{os.getppid()}.partial")
-    running.touch()
-    storage._CLEANED.clear()
+    [left] = tmp_path.glob(".*.partial")
+    process = re.search(r"([0-9]+)\.partial", left.name)[1]
+    others = [
+        left.with_name(left.name.replace(process, str(os.getppid()))),  # a process that runs
+        left.with_name(left.name.replace("record", "other")),  # of another file
+        left.with_name(left.name.replace(storage._HOST, "elsewhere")),  # of another machine
+        left.with_name(f".record.json.{process}.partial"),  # of another program
+        left.with_name(left.name.replace(process, "²")),
+        left.with_name(left.name.replace(process, "9" * 23)),
+    ]
+    for other in others:
+        other.touch()
+    storage._leftovers.cache_clear()
     write_json({"value": 2}, path)
     assert path.read_text() == '{\n  "value": 2\n}\n'
-    # What the killed process left is gone, what a running one writes is not.
-    assert list(tmp_path.glob(".*.partial")) == [running]
+    assert set(tmp_path.iterdir()) == {path, *others}, "of what is hidden only the partial of the killed one goes"
+
+
+@pytest.mark.parametrize("kills_at", [1, 2])
+def test_a_folder_whose_replacement_is_killed_is_the_old_one_or_the_new_one(kills_at, tmp_path):
+    folder = tmp_path / "folder"
+    with atomic_folder(folder) as partial:
+        (partial / "old").write_text("old")
+    run_and_kill(
+        "replace, calls = os.replace, []\n"
+        "def counted(*paths):\n"
+        "    replace(*paths); calls.append(paths)\n"
+        f"    len(calls) == {kills_at} and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.replace = counted\n"
+        "with storage.atomic_folder(sys.argv[1]) as partial:\n"
+        "    (partial / 'new').write_text('new')\n",
+        folder,
+    )
+    storage._leftovers.cache_clear()
+    storage.remove_leftovers(folder)
+    assert os.listdir(folder) == [["old"], ["new"]][kills_at - 1]
+    assert os.listdir(tmp_path) == ["folder"]
 
 
 def test_a_folder_is_replaced_whole_or_left_as_it_was(tmp_path):
