@@ -256,8 +256,9 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 def recipe_to_yaml(values: dict[str, Any], recipe_class: type | Callable[[dict[str, Any]], type]) -> str:
     """Return a recipe as YAML, with the defaults of what it leaves out."""
     recipe_class = recipe_class if isinstance(recipe_class, type) else recipe_class(values)
-    fields = dataclasses.fields(recipe_class)
-    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    return yaml.safe_dump(
-        values | {name: value for name, value in defaults.items() if name not in values}, sort_keys=False
-    )
+    settings = {
+        field.name: values.get(field.name, field.default)
+        for field in dataclasses.fields(recipe_class)
+        if field.name in values or field.default is not dataclasses.MISSING
+    }
+    return yaml.safe_dump(settings, sort_keys=False)

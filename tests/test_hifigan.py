@@ -139,7 +139,8 @@ def test_waveform_is_that_of_the_reference_under_the_published_names(vocoder):
     expected = _reference_waveform(_published_names(vocoder), vocoder.config, units, pitch, style, speaker=2)
     waveform = vocoder.units_to_waveform(units, ones, pitch, style, speaker=2)
     assert waveform.shape == (9 * 640,) and waveform.std() > 0.05
-    torch.testing.assert_close(waveform, expected, rtol=1e-4, atol=1e-5)
+    # Convolutions sum in another order for another number of threads.
+    torch.testing.assert_close(waveform, expected, rtol=1e-4, atol=1e-3 * expected.std().item())
 
 
 def test_published_names_load_in_both_ways(vocoder, tmp_path):

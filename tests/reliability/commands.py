@@ -8,10 +8,10 @@ from pathlib import Path
 import yaml
 
 from tinywave.cli.loading import STREAMS
-from tinywave.cli.recipe import read_recipe
 from tinywave.cli.shipped import AUDIO, TEACHER
 from tinywave.data.audio_io import load_audio, write_audio
 from tinywave.data.corpus import iterate_corpus
+from tinywave.stages.parsing import load_recipe
 
 from .processes import run_command
 
@@ -207,7 +207,7 @@ def _recipes(folder: Path) -> dict[str, dict]:
     corpus = {"seed": 3, "documents": documents}
     train = _shorten("nano/teacher", domains=["word_list", "story"])
     train["training"] |= {"torch_compile": False, "bf16": False}
-    quickstart = read_recipe("nano/quickstart") | {
+    quickstart = load_recipe("nano/quickstart") | {
         "corpus": {"seed": 3, "documents": [
             {"domain": domain, "split": split, "count": count, **_VOICE}
             for domain, split, count in (("story", "train", 2), ("word_list", "train", 2), ("story", "test", 1))
@@ -237,7 +237,7 @@ def _recipes(folder: Path) -> dict[str, dict]:
 
 def _shorten(name: str, attention_weight: float | None = None, **settings) -> dict:
     """A packaged recipe with four steps on two examples each, and a checkpoint after every other step."""
-    recipe = copy.deepcopy(read_recipe(name)) | settings
+    recipe = copy.deepcopy(load_recipe(name)) | settings
     recipe["training"] |= {"max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 2, "logging_steps": 1}
     for key in ("eval_steps", "eval_strategy", "dataloader_num_workers"):
         recipe["training"].pop(key, None)
