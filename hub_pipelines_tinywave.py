@@ -6,6 +6,7 @@
 Both tasks are thin: [`TinyWavePipeline`] does the work, and `pipe.tinywave` is one.
 """
 
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -65,8 +66,7 @@ class SpeechContinuationPipeline(Pipeline):
         **kwargs: Any,
     ):
         super().__init__(model=model, processor=processor, **kwargs)
-        revision = getattr(model.config, "_commit_hash", None)
-        options = {"decoder": decoder, "f0_extractor": f0_extractor, "revision": revision}
+        options = {"decoder": decoder, "f0_extractor": f0_extractor, "revision": _commit_of_code(model)}
         self.tinywave = TinyWavePipeline(model, processor, SpeechCodec.from_pretrained(model.name_or_path, **options))
 
     def stream(self, inputs: Any, **options: Any) -> Iterator[GeneratedSegment]:
@@ -190,3 +190,12 @@ class TextToSpeechPipeline(SpeechContinuationPipeline):
         if model_outputs and isinstance(model_outputs[0], list):
             return [self.postprocess(output) for output in model_outputs]
         return self._audio(model_outputs)
+
+
+def _commit_of_code(model: PreTrainedModel) -> str | None:
+    """The commit of the Hub repository that the code of a model comes from; None where it comes from a folder.
+
+    transformers does not keep the `revision` of a model, but gives the module of its code the commit as a name.
+    """
+    commit = type(model).__module__.split(".")[-2]
+    return commit if re.fullmatch("[0-9a-f]{40}", commit) else None

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -18,6 +20,19 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 Model = TypeVar("Model", bound=PreTrainedModel)
 _NUM_SHOWN = 3
 _SPEECH_FIELD = "num_units"
+# What transformers raises for a folder whose files do not fit each other, or the installed packages.
+_LOADING_ERRORS = (
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+    ImportError,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ZeroDivisionError,
+)
 
 
 class CheckpointError(ValueError):
@@ -44,28 +59,48 @@ def load_pretrained(
         The model in evaluation mode.
 
     Raises:
-        CheckpointError: for a model of another kind, a damaged file, and missing, unexpected, misshapen or non-finite
-            tensors, by name.
+        CheckpointError: for a model of another kind, a damaged file, a config with impossible values, and missing,
+            unexpected, misshapen or non-finite tensors, or such of another kind of number, by name.
         FileNotFoundError: for a folder without a model.
     """
-    folder = Path(name_or_path)
-    if folder.is_dir():
-        check_model_type(folder, model_class)
-        if "gguf_file" not in options:
-            _check_num_layers(folder, read_config(folder))
+    has_safetensors, is_folder = "gguf_file" not in options, Path(name_or_path).is_dir()
+    if is_folder and has_safetensors:
+        check_model_type(name_or_path, model_class)
+        _check_num_layers(Path(name_or_path), read_config(name_or_path))
     try:
-        model, report = model_class.from_pretrained(name_or_path, output_loading_info=True, **options)
+        # A tensor of another shape is left out and reported with both shapes, and refused below.
+        model, report = model_class.from_pretrained(
+            name_or_path,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=has_safetensors,
+            **options,
+        )
     except CheckpointError:
         raise
-    except (RuntimeError, SafetensorError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except _LOADING_ERRORS as error:
         reason = " ".join(str(error).split())
+        if isinstance(error, OSError) and not is_folder:
+            raise FileNotFoundError(f"{name_or_path} is no folder with a model, nor a repository: {reason}") from error
         raise CheckpointError(f"{name_or_path} cannot be loaded as {model_class.__name__}: {reason}") from error
     missing = [name for name in report["missing_keys"] if not name.startswith(tuple(may_be_missing) or "\0")]
     _refuse(name_or_path, "lacks", missing)
     _refuse(name_or_path, "has unexpected", report["unexpected_keys"])
-    _refuse(name_or_path, "has misshapen", [str(key[0]) for key in report["mismatched_keys"]])
+    shapes = [
+        f"{name} (found {tuple(found)}, expected {tuple(expected)})"
+        for name, found, expected in report["mismatched_keys"]
+    ]
+    _refuse(name_or_path, "has misshapen", shapes)
+    if has_safetensors and (folder := _folder_of(name_or_path, options)):
+        check_stored_types(weight_files(folder), model, name_or_path)
     check_finite(model, name_or_path, may_be_missing)
     return model.eval()
+
+
+def commit_of(name_or_path: str | os.PathLike, revision: str | None = None) -> str | None:
+    """Return the commit of a repository of the Hub that a model was loaded from; None for a folder."""
+    folder = None if Path(name_or_path).is_dir() else _folder_of(name_or_path, {"revision": revision})
+    return None if folder is None else folder.name
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
@@ -116,6 +151,22 @@ def check_finite(model: torch.nn.Module, name: str | os.PathLike, may_be_missing
     _refuse(name, "has NaN or infinite values in", bad)
 
 
+def check_stored_types(files: Sequence[Path], model: torch.nn.Module, name: str | os.PathLike) -> None:
+    """Raise [`CheckpointError`] naming stored tensors of another kind of number than the model's.
+
+    transformers converts them without a warning: floating-point weights that are stored as integers become zeros.
+    """
+    expected, wrong = model.state_dict(), []
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (the file is no mapping)
+                stored = file.get_slice(key).get_dtype()
+                is_floating = key not in expected or expected[key].is_floating_point()
+                if stored.startswith(("F", "BF")) != is_floating:
+                    wrong.append(f"{key} (found {stored}, expected {'floating point' if is_floating else 'integers'})")
+    _refuse(name, "stores another kind of number in", wrong)
+
+
 def weight_files(folder: str | os.PathLike) -> list[Path]:
     """Return the safetensors files of a model folder, one or the shards of an index.
 
@@ -151,6 +202,15 @@ def tensor_names(path: Path) -> list[str]:
         raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
 
 
+def _folder_of(name_or_path: str | os.PathLike, options: dict[str, Any]) -> Path | None:
+    """The folder that a model was loaded from, its own or one of the cache of the Hub."""
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    revision, cache = options.get("revision"), options.get("cache_dir")
+    config = try_to_load_from_cache(str(name_or_path), CONFIG_NAME, cache_dir=cache, revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
 def _check_num_layers(folder: Path, config: dict[str, Any]) -> None:
     """Refuse more layers than there are tensors, before a module is built for each of them."""
     num_tensors = sum(len(tensor_names(path)) for path in weight_files(folder))
@@ -165,7 +225,7 @@ def _numbers_of_layers(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
     for name, value in config.items():
         if isinstance(value, dict):
             yield from _numbers_of_layers(value)
-        elif name.endswith("_layers") and isinstance(value, int):
+        elif (name.endswith("_layers") or name == "num_parallel_heads") and isinstance(value, int):
             yield name, value
 
 

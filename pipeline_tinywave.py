@@ -20,7 +20,7 @@ from .batching_tinywave import Name, Prompt, continue_many
 from .codec_tinywave import SpeechCodec
 from .f0_tinywave import F0Extractor
 from .generation_tinywave import stream_ids
-from .loading_tinywave import load_pretrained
+from .loading_tinywave import commit_of, load_pretrained
 from .loudness_tinywave import apply_gain, matching_gain
 from .modeling_tinywave import TinyWaveForCausalLM
 from .processing_tinywave import TinyWaveProcessor
@@ -117,18 +117,27 @@ class TinyWavePipeline:
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | os.PathLike,
+        name_or_path: str | os.PathLike,
         *,
         decoder: Callable | None = None,
         f0_extractor: F0Extractor | None = None,
+        revision: str | None = None,
     ) -> "TinyWavePipeline":
-        """Load what [`~TinyWavePipeline.save_pretrained`] wrote; `decoder` and `f0_extractor` as for the codec.
+        """Load what [`~TinyWavePipeline.save_pretrained`] wrote, or a Hub repository that holds it.
+
+        Args:
+            name_or_path: a folder, or the name of a repository.
+            decoder, f0_extractor (*optional*): as of [`SpeechCodec.from_pretrained`].
+            revision (*optional*): branch, tag or commit of the repository; all parts come from one commit.
 
         Raises `ValueError` for a folder without codec, `OSError` for one without language model.
         """
-        model = load_pretrained(TinyWaveForCausalLM, folder)
-        codec = SpeechCodec.from_pretrained(folder, decoder=decoder, f0_extractor=f0_extractor)
-        return cls(model, TinyWaveProcessor.from_pretrained(folder), codec)
+        model = load_pretrained(TinyWaveForCausalLM, name_or_path, revision=revision)
+        revision = commit_of(name_or_path, revision)
+        codec = SpeechCodec.from_pretrained(
+            name_or_path, decoder=decoder, f0_extractor=f0_extractor, revision=revision
+        )
+        return cls(model, TinyWaveProcessor.from_pretrained(name_or_path, revision=revision), codec)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write one folder, or repository, for all: the language model at its root, the codec in folders of its own.

@@ -28,6 +28,7 @@ from transformers import DynamicCache
 from ..configuration_tinywave import TinyWaveConfig
 from ..data.storage import write_json
 from ..engines.onnx_model import OnnxForCausalLM, is_onnx_folder, read_record
+from ..loading_tinywave import load_pretrained
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..quantization_tinywave import INT8, Int8Linear
 from .machine import measure_limits, medians
@@ -280,7 +281,7 @@ def load_engine(model_name: str, engine: str) -> TinyWaveForCausalLM:
     if not is_folder:
         config.weight_format = INT8 if engine == "torch-int8" else None
         return with_random_weights(config, dtype)
-    model = TinyWaveForCausalLM.from_pretrained(model_name, dtype=dtype).eval()
+    model = load_pretrained(TinyWaveForCausalLM, model_name, dtype=dtype)
     return model.quantize() if engine == "torch-int8" and config.weight_format is None else model
 
 

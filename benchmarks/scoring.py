@@ -18,6 +18,7 @@ import torch
 from ..data.storage import write_json
 from ..eval.sequence_formats import SpeechSequenceFormat
 from ..eval.suites import HALVES, Pair, evaluate_suite, read_suite
+from ..loading_tinywave import load_pretrained
 from ..modeling_tinywave import TinyWaveForCausalLM
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -96,7 +97,7 @@ def measure(
     suites: Sequence[str] = ("lexical",), num_pairs: int | None = None, batch_size: int = 16, repeats: int = 3
 ) -> dict:
     """Costs on the first `num_pairs` (default: all) of each shipped suite, by the shipped teacher reading units."""
-    model = TinyWaveForCausalLM.from_pretrained(ASSETS / "teacher", dtype=torch.float32).eval()
+    model = load_pretrained(TinyWaveForCausalLM, ASSETS / "teacher", dtype=torch.float32)
     model.config = model.config.with_streams(["unit"])
     return {
         "suites": {

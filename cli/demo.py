@@ -11,6 +11,7 @@ def add_arguments(parser):
         help="folder of a language model, or folder or Hub repository of a whole pipeline (default: the shipped nano "
         "teacher)",
     )
+    parser.add_argument("--revision", help="branch, tag or commit of the model, where it is the name of a repository")
     parser.add_argument("--student", help="folder of a student to compare (default: that of the quickstart, if any)")
     parser.add_argument(
         "--baseline", help="folder of the student without distillation (default: that of the quickstart, if any)"
@@ -23,7 +24,7 @@ def run(arguments) -> int:
     from ..spaces.interface import build_interface, launch
     from ..spaces.studio import Studio
 
-    studio = Studio(arguments.model, arguments.student, arguments.baseline)
+    studio = Studio(arguments.model, arguments.student, arguments.baseline, revision=arguments.revision)
     print("Loading models ...", flush=True)
     studio.load()
     launch(build_interface(studio), arguments.host, arguments.port)

@@ -19,7 +19,7 @@ from ..eval.sequence_formats import STREAM_FIELDS
 from ..eval.story_suites import DIRECTIONS, SPEECH_TO_SPEECH, StorySuite
 from ..eval.suite_encoding import encode_audio_suite
 from ..eval.suites import is_manifest, read_suite
-from ..loading_tinywave import load_pretrained
+from ..loading_tinywave import commit_of, load_pretrained
 from ..modeling_tinywave import TinyWaveForCausalLM
 from .argument_types import BATCH_SIZE
 from .loading import add_codec_arguments, load_for_scoring, open_codec
@@ -93,7 +93,7 @@ def run(arguments) -> int:
         vocabulary=arguments.vocabulary,
     )
     name = Path(arguments.model).resolve().name + (f"@{arguments.revision}" if arguments.revision else "")
-    scored = describe_models(named, models, arguments.revision)
+    scored = describe_models(named, arguments.revision)
     write_evaluation(evaluation, name, output, arguments.dataset_id, scored)
     write_evaluation_page(
         evaluation,
@@ -176,13 +176,12 @@ def _voice(arguments, streams):
     return lambda speech: (codec.decode(speech).numpy(), codec.output_sampling_rate)
 
 
-def describe_models(named: dict[str, str], models: dict[str, PreTrainedModel], revision: str | None) -> dict:
+def describe_models(named: dict[str, str], revision: str | None) -> dict:
     """Return what was scored: the names, and of repositories of the Hub the revision and the commit it stands for."""
     records = {}
     for role, name in named.items():
-        commit = getattr(models[role].config, "_commit_hash", None)
-        is_local = Path(name).is_dir()
-        records[role] = {"name": name} | ({} if is_local else {"revision": revision, "commit": commit})
+        commit = commit_of(name, revision)
+        records[role] = {"name": name} | ({} if commit is None else {"revision": revision, "commit": commit})
     return records
 
 

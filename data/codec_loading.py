@@ -13,7 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..codec_tinywave import SpeechCodec, load_vocoder
 from ..configuration_tinywave import SpeechEncoderConfig
-from ..loading_tinywave import check_finite, check_model_type, load_pretrained
+from ..loading_tinywave import check_finite, check_model_type, check_stored_types, load_pretrained
 from ..pitch_encoder_tinywave import PitchEncoder
 from ..speech_encoder_tinywave import QUANTIZER_FILE, SpeechEncoder
 from ..style_encoder_tinywave import StyleEncoder
@@ -60,6 +60,7 @@ def load_speech_encoder(folder: str | os.PathLike) -> SpeechEncoder:
     encoder = new_speech_encoder(config.num_units, config.layer)
     encoder.config.pooling = config.pooling
     encoder.load_quantizer(folder)
+    check_stored_types([folder / QUANTIZER_FILE], encoder.quantizer, folder / QUANTIZER_FILE)
     check_finite(encoder.quantizer, folder / QUANTIZER_FILE)
     return encoder
 

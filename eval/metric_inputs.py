@@ -10,14 +10,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 from datasets import Features, List, Value
 from pyarrow.json import read_json
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from ..loading_tinywave import check_model_type, load_pretrained
+from ..loading_tinywave import load_pretrained
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..tokenization_tinywave import SpeechStreams
 from .aggregation import AGGREGATIONS
@@ -29,7 +28,7 @@ from .scoring import (
     score_perplexity,
 )
 from .sequence_formats import SequenceFormat, SpeechSequenceFormat
-from .statistics import NUM_RESAMPLES, bootstrap_sums, percentile_interval
+from .statistics import NUM_RESAMPLES, ratio_interval
 from .story_sequences import is_speech_alone, join_speech, score_stories, story_direction
 from .suites import HALVES, Pair, evaluate_suite
 
@@ -283,7 +282,6 @@ def _model_and_format(model, sequence_format, deduplicate) -> tuple[nn.Module, S
         raise ValueError("Found `deduplicate` and `sequence_format`; the format says whether repeats are merged.")
     if isinstance(model, str | os.PathLike):
         loader = TinyWaveForCausalLM if sequence_format is None else AutoModelForCausalLM
-        check_model_type(model, loader)
         model = load_pretrained(loader, model, dtype="float32")
     if sequence_format is None:
         sequence_format = SpeechSequenceFormat(model.config, deduplicate=deduplicate is not False)
@@ -368,13 +366,13 @@ def compute_perplexity(
         scoring = {"sequence_format": sequence_format, "vocabulary": vocabulary, "batch_size": batch_size}
         result = score_perplexity(model, utterances, **scoring)
         convention = {"sequence": sequence_format.to_record(), "vocabulary": vocabulary}
-    values = np.array([[-score.log_likelihood, score.num_tokens] for score in result.scores]).T
-    losses, counts = bootstrap_sums(values, seed=seed)
+    losses = [-score.log_likelihood for score in result.scores]
+    interval = ratio_interval(losses, [score.num_tokens for score in result.scores], seed=seed)
     return {
         "token_weighted": result.token_weighted,
         "utterance_mean": result.utterance_mean,
         "bits_per_second": result.bits_per_second,
-        "ci95": percentile_interval(np.exp(losses / counts)),
+        "ci95": None if interval is None else [math.exp(bound) for bound in interval],
         "n": len(result.scores),
         "num_tokens": sum(score.num_tokens for score in result.scores),
         "convention": {**convention, "num_resamples": NUM_RESAMPLES, "seed": seed},

@@ -138,6 +138,7 @@ class Studio:
             with pitch and style ("expressive").
         student, no_distillation (*optional*): folders of the models beside it. Default: those of `make quickstart`
             where it has run.
+        revision (*optional*): branch, tag or commit of `model`, where that is the name of a repository.
 
     Attributes:
         variants (`tuple[str, ...]`): of the model, "plain", "expressive" or both.
@@ -147,6 +148,7 @@ class Studio:
     model: str | None = None
     student: str | None = None
     no_distillation: str | None = None
+    revision: str | None = None
     _pipelines: dict[str, TinyWavePipeline] = field(default_factory=dict, init=False, repr=False)
     _codecs: dict[str, SpeechCodec] = field(default_factory=dict, init=False, repr=False)
     _loading: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
@@ -156,7 +158,8 @@ class Studio:
         for name in (STUDENT, NO_DISTILLATION):
             if getattr(self, name) is None and (QUICKSTART / name / "model.safetensors").is_file():
                 setattr(self, name, str(QUICKSTART / name))
-        config = TinyWaveConfig.from_pretrained(shipped.TEACHER if self.model is None else self.model)
+        name = shipped.TEACHER if self.model is None else self.model
+        config = TinyWaveConfig.from_pretrained(name, revision=self.revision)
         self.variants: tuple[str, ...] = (PLAIN, EXPRESSIVE) if self.model is None else (variant_of(config),)
         self.has_parallel_heads: bool = config.num_parallel_heads > 0
 
@@ -317,7 +320,7 @@ class Studio:
         if Path(name).is_dir() and not (Path(name) / "speech_encoder").is_dir():
             model, processor = load_language_model(name)
             return TinyWavePipeline(to_device(model), processor, self._shipped_codec(variant_of(model.config)))
-        pipeline = TinyWavePipeline.from_pretrained(name)
+        pipeline = TinyWavePipeline.from_pretrained(name, revision=self.revision)
         to_device(pipeline.model)
         if isinstance(pipeline.codec.vocoder, Vocoder):
             pipeline.codec.decoder = HibariDecoder().decode

@@ -1,11 +1,17 @@
 """The pipelines of transformers, called in every way that its users call them."""
 
+import json
+import shutil
+
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import Audio, Dataset, Features
 from transformers.pipelines.pt_utils import KeyDataset
 
+from tinywave.cli.evaluate import describe_models
 from tinywave.cli.loading import load_language_model
 from tinywave.cli.shipped import AUDIO, CODEC, TEACHER
 from tinywave.data.audio_io import load_audio
@@ -13,6 +19,7 @@ from tinywave.data.codec_loading import load_codec
 from tinywave.hub_pipelines_tinywave import SpeechContinuationPipeline, TextToSpeechPipeline
 from tinywave.pipeline_tinywave import TinyWavePipeline
 
+COMMITS = ("a" * 40, "b" * 40)
 OPTIONS = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 
 
@@ -125,3 +132,33 @@ def test_text_to_audio_takes_batches_too(folder):
         np.testing.assert_allclose(one, other["audio"], atol=1e-3)
     with pytest.raises(ValueError, match="found ndarray; text-to-audio takes a str"):
         speaker(np.zeros(16_000, np.float32))
+
+
+@pytest.fixture
+def repository(folder, tmp_path, monkeypatch):
+    """A repository in the cache of the Hub: its first commit is the folder, and later ones have other centroids."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--speaker"
+    for number, commit in enumerate(COMMITS):
+        copy = repository / "snapshots" / commit
+        shutil.copytree(folder, copy)
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-6 * (1 + number)}))
+        encoder = json.loads((copy / "speech_encoder" / "config.json").read_text())
+        (copy / "speech_encoder" / "config.json").write_text(json.dumps(encoder | {"note": f"commit {number}"}))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMITS[1])
+    return "someone/speaker"
+
+
+@pytest.mark.parametrize("revision", [None, "main", *COMMITS])
+def test_all_parts_come_from_the_commit_of_the_revision(repository, revision):
+    number = COMMITS.index(revision) if revision in COMMITS else 1
+    pipe = transformers.pipeline("speech-continuation", repository, revision=revision, trust_remote_code=True)
+    loaded = TinyWavePipeline.from_pretrained(repository, revision=revision)
+    for model, codec in ((pipe.model, pipe.tinywave.codec), (loaded.model, loaded.codec)):
+        assert model.config.rms_norm_eps == pytest.approx(1e-6 * (1 + number))
+        assert codec.speech_encoder.config.note == f"commit {number}"
+    assert describe_models({"student": repository}, revision) == {
+        "student": {"name": repository, "revision": revision, "commit": COMMITS[number]}
+    }

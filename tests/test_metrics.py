@@ -380,7 +380,7 @@ def test_bad_columns_are_refused_before_they_are_written(model):
             load("salmon").compute(**(columns | change), model=model)
     with pytest.raises(ValueError, match="There is no model; give `model=`"):
         load("salmon").compute(**columns)
-    with pytest.raises(FileNotFoundError, match="contains no model: config.json is missing"):
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder with a model, nor a repository"):
         load("salmon").compute(**columns, model="nowhere")
     with pytest.raises(ValueError, match="Unknown normalisation 'median'"):
         load("salmon").compute(**columns, model=model, normalisation="median")

@@ -61,3 +61,25 @@ def test_a_student_without_projectors_needs_none(tmp_path):
 def test_a_checkpoint_without_projectors_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="projectors cannot be resumed"):
         load_projectors(with_projectors(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"0.weight": torch.zeros(2, 2)}, "does not fit the student: .* size mismatch for 0.weight"),
+        ({}, "does not fit the student: .* Missing key"),
+        ({"0.weight": None}, "has NaN or infinite values in 1 tensor: 0.weight"),
+        (b"{}", "does not fit the student"),
+    ],
+)
+def test_projectors_that_do_not_fit_are_refused(tmp_path, tensors, message):
+    student, path = with_projectors(), tmp_path / PROJECTORS_FILE
+    if isinstance(tensors, bytes):
+        path.write_bytes(tensors)
+    else:
+        good = getattr(student, PROJECTORS_NAME).state_dict()
+        kept = good if None in tensors.values() else {}
+        nan = {name: torch.full_like(good[name], torch.nan) for name, value in tensors.items() if value is None}
+        safetensors.torch.save_file(kept | {k: v for k, v in tensors.items() if v is not None} | nan, path)
+    with pytest.raises(ValueError, match=f"{PROJECTORS_FILE} {message}"):
+        load_projectors(student, tmp_path)

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tinywave.cli import main as command_line
@@ -371,6 +372,54 @@ def test_damaged_and_missing_caches_are_named(tmp_path):
     shard.unlink()
     with pytest.raises(ValueError, match="holds no examples yet"):
         CachedTeacher(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("null", "contains NoneType; expected"),
+        ("[1]", "contains list; expected"),
+        ("{}", "contains .*; expected .*'id_ranges'"),
+        ("[" * 100_000, "is not JSON"),
+        ({"id_ranges": 3}, "has a wrong setting"),
+        ({"id_ranges": [[5, 2]]}, "has a wrong setting: the ranges of ids are"),
+        ({"top_k": "many"}, "has a wrong setting"),
+        ({"known_ids": "some"}, "has a wrong setting: `known_ids` must be one of"),
+        ({"more": 1}, "expected"),
+    ],
+)
+def test_a_description_that_is_wrong_is_refused_by_its_file(tmp_path, text, message):
+    write(tmp_path, CacheSettings("top_k", top_k=4))
+    path = tmp_path / "cache.json"
+    if isinstance(text, dict):
+        text = json.dumps(json.loads(path.read_text()) | text)
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"cache.json .*{message}"):
+        CachedTeacher(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"row_starts": torch.tensor([0, 3])}, "has `row_starts` that do not divide"),
+        ({"keys": None}, "is no shard of a teacher cache"),
+        ({"log_probabilities": torch.nan}, "has NaN in 'log_probabilities'"),
+    ],
+)
+def test_a_shard_with_wrong_content_is_refused(tmp_path, changes, message):
+    write(tmp_path / "cache", CacheSettings("all"))
+    [shard] = shard_files(tmp_path / "cache")
+    tensors = load_file(shard)
+    for name, value in changes.items():
+        if value is None:
+            del tensors[name]
+        elif value is torch.nan:
+            tensors[name][:] = value
+        else:
+            tensors[name] = value
+    save_file(tensors, shard)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, source=CachedTeacher(tmp_path / "cache"), hidden_weight=0.0).train()
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from .arguments import DistillationArguments
 from .layer_map import LayerMap
 from .partial_targets import KnownProbabilities, completed_logits
 from .teacher_cache import (
-    CacheSettings,
     cache_id,
     example_key,
     open_shard,
     ranges_to_ids,
     read_description,
     read_index,
+    read_settings,
     shard_files,
 )
 from .teacher_targets import TeacherTargets
@@ -45,12 +45,10 @@ class CachedTeacher:
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
-        description = read_description(self.folder)
+        self.settings, ranges = read_settings(self.folder)
         self.config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
-        self._cache_id = cache_id(description)
-        ranges = description.pop("id_ranges")
+        self._cache_id = cache_id(read_description(self.folder))
         self._fixed_ids = ranges_to_ids(ranges) if ranges else None
-        self.settings = CacheSettings(**{name: value for name, value in description.items() if name != "teacher"})
         self._shards, self._places = [], {}
         for number, path in enumerate(shard_files(self.folder)):
             self._shards.append(open_shard(path))
@@ -137,6 +135,8 @@ class CachedTeacher:
             shard, row = places[start]
             if shard != _NOWHERE:
                 rows[start:stop] = self._shards[shard].get_slice(name)[row : row + stop - start]
+        if rows.is_floating_point() and rows.isnan().any():
+            raise ValueError(f"{self.folder} has NaN in {name!r}; make the cache again.")
         return rows
 
     def logits(self, places: np.ndarray, student_logits: torch.Tensor) -> torch.Tensor:

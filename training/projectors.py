@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..loading_tinywave import check_finite
+
 PROJECTORS_NAME = "distill_projectors"
 PROJECTORS_FILE = "distill_projectors.safetensors"
 
@@ -60,6 +62,7 @@ def load_projectors(student: PreTrainedModel, folder: str) -> None:
 
     Raises:
         FileNotFoundError: when the student has projectors and the checkpoint does not.
+        ValueError: for a damaged file, and for projectors of other blocks or widths.
     """
     projectors = getattr(student, PROJECTORS_NAME, None)
     if projectors is None:
@@ -70,4 +73,8 @@ def load_projectors(student: PreTrainedModel, folder: str) -> None:
             f"{path} is missing, so the trained projectors cannot be resumed. Resume from a checkpoint written "
             "by DistillationTrainer with the hidden term on."
         )
-    projectors.load_state_dict(safetensors.torch.load_file(path))
+    try:
+        projectors.load_state_dict(safetensors.torch.load_file(path))
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} does not fit the student: {' '.join(str(error).split())}") from error
+    check_finite(projectors, path)

@@ -297,7 +297,7 @@ def cache_id(description: Mapping) -> str:
 def read_description(folder: str | os.PathLike) -> dict:
     """Teacher and settings of a cache folder.
 
-    Raises `FileNotFoundError` where there is none, `ValueError` where it cannot be read.
+    Raises `FileNotFoundError` where there is none, `ValueError` where it cannot be read or lacks a setting.
     """
     path = Path(folder) / SETTINGS_FILE
     if not path.is_file():
@@ -305,9 +305,28 @@ def read_description(folder: str | os.PathLike) -> dict:
             f"{folder} holds no teacher cache (no {SETTINGS_FILE}); make one: tinywave cache-teacher"
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); make the cache again.") from error
+    expected = {"teacher", "id_ranges", *(field.name for field in dataclasses.fields(CacheSettings))}
+    if not isinstance(description, dict) or set(description) != expected:
+        found = sorted(description) if isinstance(description, dict) else type(description).__name__
+        raise ValueError(f"{path} contains {found}; expected {sorted(expected)}. Make the cache again.")
+    return description
+
+
+def read_settings(folder: str | os.PathLike) -> tuple[CacheSettings, list[list[int]]]:
+    """What is kept in a cache folder, and its ranges of known ids; errors as of [`read_description`]."""
+    description = read_description(folder)
+    settings = {field.name: description[field.name] for field in dataclasses.fields(CacheSettings)}
+    ranges = description["id_ranges"]
+    try:
+        if any(not 0 <= first < stop for first, stop in ranges):
+            raise ValueError(f"the ranges of ids are {ranges}")
+        return CacheSettings(**settings), ranges
+    except (TypeError, ValueError) as error:
+        path = Path(folder) / SETTINGS_FILE
+        raise ValueError(f"{path} has a wrong setting: {error}. Make the cache again.") from error
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -326,6 +345,12 @@ def open_shard(path: Path):
 def read_index(path: Path) -> Iterator[tuple[bytes, int, int]]:
     """(key, first row, last row + 1) of every example of a shard."""
     shard = open_shard(path)
-    starts = shard.get_tensor("row_starts").tolist()
-    for key, start, stop in zip(shard.get_tensor("keys").numpy(), starts, starts[1:], strict=False):
+    try:
+        starts, keys = shard.get_tensor("row_starts").tolist(), shard.get_tensor("keys").numpy()
+        num_rows = shard.get_slice("log_probabilities").get_shape()[0]
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no shard of a teacher cache ({error}); make the cache again.") from error
+    if len(starts) != len(keys) + 1 or starts != sorted(starts) or starts[0] != 0 or starts[-1] != num_rows:
+        raise ValueError(f"{path} has `row_starts` that do not divide its {num_rows} rows; make the cache again.")
+    for key, start, stop in zip(keys, starts, starts[1:], strict=False):
         yield key.tobytes(), start, stop
