@@ -25,7 +25,7 @@ from ..cli.loading import load_for_training, load_language_model
 from ..cli.train import make_dataset
 from ..configuration_tinywave import TinyWaveConfig
 from ..data.storage import write_json
-from ..eval.statistics import bootstrap_mean_interval, bootstrap_sums, percentile_interval
+from ..eval.statistics import bootstrap_mean_interval, ratio_interval
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..quantization_tinywave import INT8
 from .decode import TOKENS_PER_SECOND_OF_SPEECH, random_prompt, with_random_weights
@@ -135,8 +135,7 @@ def summarize(found: Mapping[str, Sequence[Continuation]]) -> dict[str, dict]:
 
 def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) -> dict:
     """`sum(numerators) / sum(denominators)` and its interval over items."""
-    above, below = bootstrap_sums(np.array([numerators, denominators], dtype=np.float64))
-    return {"value": sum(numerators) / sum(denominators), "ci95": percentile_interval(above / below)}
+    return {"value": sum(numerators) / sum(denominators), "ci95": ratio_interval(numerators, denominators)}
 
 
 def _mean(values: Sequence[float]) -> dict:

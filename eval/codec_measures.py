@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 
 from ..pitch_encoder_tinywave import Contour
-from .statistics import bootstrap_sums, percentile_interval
+from .statistics import bootstrap_sums, percentile_interval, ratio_interval
 
 Moments = tuple[int, float, float, float]
 """Frames, and the sums of x^2, y^2 and x y over them, x and y without their means."""
@@ -26,7 +26,7 @@ def measured_ratio(
     groups: Sequence[Hashable] | None = None,
     seed: int = 0,
 ) -> dict:
-    """Returns the sum of the numerators over that of the denominators, with its interval.
+    """Returns the sum of the numerators over that of the denominators, with its interval, None for one group.
 
     Args:
         numerators: one an utterance.
@@ -36,11 +36,11 @@ def measured_ratio(
     """
     if denominators is None:
         denominators = np.ones(len(numerators))
-    rows = np.array([numerators, denominators], dtype=np.float64)
-    resampled = bootstrap_sums(rows, groups, seed=seed)
-    total = rows.sum(axis=1)
-    ci95 = percentile_interval(resampled[0] / resampled[1])
-    return {"value": float(total[0] / total[1]), "ci95": ci95, "n": rows.shape[1]}
+    return {
+        "value": float(np.sum(numerators) / np.sum(denominators)),
+        "ci95": ratio_interval(numerators, denominators, groups, seed=seed),
+        "n": len(numerators),
+    }
 
 
 def paired_moments(first: np.ndarray, second: np.ndarray) -> Moments:
@@ -75,7 +75,7 @@ def measured_correlation(moments: Sequence[Moments], seed: int = 0) -> dict:
     frames = sum(row[0] for row in moments)
     record = {"value": _correlation(sums.sum(axis=1)), "ci95": None, "n": len(moments), "num_frames": frames}
     resampled = bootstrap_sums(sums, seed=seed)
-    if resampled[:2].all():
+    if len(moments) > 1 and resampled[:2].all():
         record["ci95"] = percentile_interval(_correlation(resampled))
     return record
 

@@ -36,7 +36,7 @@ from .resynthesis import ENCODER_SAMPLING_RATE, SpokenText, evaluate_resynthesis
 from .scoring import SequenceScore, score_sequences
 from .speaker_similarity import SpeakerEncoder, speaker_similarity
 from .speech_quality import DistillMos
-from .statistics import NUM_RESAMPLES, bootstrap_sums, percentile_interval
+from .statistics import NUM_RESAMPLES, ratio_interval
 
 REPETITION_LENGTH = 4
 CONVENTION = {
@@ -149,7 +149,7 @@ class GenerativePerplexity:
 
     Args:
         value (`float` or None): exp(mean over texts of mean NLL); None where no text has a target.
-        ci95 (`list[float]` or None): percentile bootstrap over texts.
+        ci95 (`list[float]` or None): percentile bootstrap over texts; None for fewer than two.
         n (`int`): texts with a target.
         num_unscored (`int`): texts without: empty ones, and where the judge has no BOS those of a single token.
         scores (`tuple[SequenceScore | None, ...]`): of every text; None where unscored.
@@ -248,8 +248,8 @@ def generative_perplexity(
     losses = [-score.mean_log_likelihood for score in found]
     if not losses:
         return GenerativePerplexity(None, None, 0, len(rows), tuple(scores))
-    totals, counts = bootstrap_sums(np.array([losses, np.ones(len(losses))]), seed=seed)
-    ci95 = percentile_interval(np.exp(totals / counts))
+    interval = ratio_interval(losses, np.ones(len(losses)), seed=seed)
+    ci95 = None if interval is None else [math.exp(bound) for bound in interval]
     value = math.exp(sum(losses) / len(losses))
     return GenerativePerplexity(value, ci95, len(losses), len(rows) - len(losses), tuple(scores))
 

@@ -26,7 +26,7 @@ from ..data.corpus import SAMPLING_RATE, CorpusError, iterate_corpus
 from ..data.f0_extraction import load_f0_extractor
 from ..f0_tinywave import MIN_SECONDS, F0Extractor
 from ..pipeline_tinywave import GeneratedSegment, TinyWavePipeline
-from .statistics import NUM_RESAMPLES, bootstrap_sums, percentile_interval
+from .statistics import NUM_RESAMPLES, bootstrap_sums, percentile_interval, ratio_interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +221,7 @@ def _measure(rows: np.ndarray, seed: int) -> dict | None:
     if rows.shape[1] == 0:
         return None
     numerator, denominator = rows.sum(axis=1)
-    ci95 = percentile_interval(_resample(rows, seed))
+    ci95 = ratio_interval(*rows, seed=seed)
     return {"value": float(numerator / denominator), "ci95": ci95, "n": rows.shape[1]}
 
 
@@ -230,7 +230,8 @@ def _measure_difference(first: np.ndarray, second: np.ndarray, seed: int) -> dic
     if first.shape[1] == 0 or second.shape[1] == 0:
         return None
     ratios = [rows[0].sum() / rows[1].sum() for rows in (first, second)]
-    ci95 = percentile_interval(_resample(first, seed) - _resample(second, seed + 1))
+    is_resampled = min(first.shape[1], second.shape[1]) > 1
+    ci95 = percentile_interval(_resample(first, seed) - _resample(second, seed + 1)) if is_resampled else None
     return {"value": float(ratios[0] - ratios[1]), "ci95": ci95, "n": [first.shape[1], second.shape[1]]}
 
 

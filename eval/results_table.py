@@ -165,15 +165,18 @@ def prosody_to_rows(report: dict) -> list[Row]:
 
 
 def format_measurement(measurement: dict | None, factor: float, unit: str) -> str:
-    """Write a value with its 95 % interval; "undefined" where there was nothing to measure.
+    """Write a value with its 95 % interval, if it has one; "undefined" where there was nothing to measure.
 
     >>> format_measurement({"value": 0.75, "ci95": [0.6, 0.9049]}, 100, " %")
     '75.0 % [60.0, 90.5]'
     """
     if measurement is None:
         return "undefined"
-    value, low, high = (factor * number for number in (measurement["value"], *measurement["ci95"]))
-    return f"{value:.1f}{unit} [{low:.1f}, {high:.1f}]"
+    value = f"{factor * measurement['value']:.1f}{unit}"
+    if measurement["ci95"] is None:
+        return value
+    low, high = (factor * number for number in measurement["ci95"])
+    return f"{value} [{low:.1f}, {high:.1f}]"
 
 
 def report_to_markdown(report: dict) -> str:

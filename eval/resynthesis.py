@@ -15,7 +15,7 @@ from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from ..codec_tinywave import SpeechCodec
 from ..data.whisper_weights import whisper_ct2_folder
-from .statistics import bootstrap_sums
+from .statistics import ratio_interval
 
 ENCODER_SAMPLING_RATE = 16_000
 
@@ -43,13 +43,13 @@ class WordErrorRate:
 
     Attributes:
         value: edits / reference words, a share (1.0 = as many errors as words).
-        ci95: percentile bootstrap over utterances.
+        ci95: percentile bootstrap over utterances; None for one.
         n: utterances.
         num_words: reference words.
     """
 
     value: float
-    ci95: list[float]
+    ci95: list[float] | None
     n: int
     num_words: int
 
@@ -117,9 +117,7 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> Wor
     scores = [jiwer.process_words(*pair) for pair in zip(references, hypotheses, strict=True)]
     edits = [score.substitutions + score.deletions + score.insertions for score in scores]
     words = [len(reference.split()) for reference in references]
-    resampled_edits, resampled_words = bootstrap_sums(np.array([edits, words]))
-    interval = np.percentile(resampled_edits / resampled_words, [2.5, 97.5])
-    return WordErrorRate(sum(edits) / sum(words), [float(edge) for edge in interval], len(words), sum(words))
+    return WordErrorRate(sum(edits) / sum(words), ratio_interval(edits, words), len(words), sum(words))
 
 
 def evaluate_resynthesis(

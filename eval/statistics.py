@@ -109,6 +109,23 @@ def bootstrap_mean_interval(
     return percentile_interval(totals / counts, confidence)
 
 
+def ratio_interval(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    seed: int = 0,
+) -> list[float] | None:
+    """Return the percentile bootstrap interval `[low, high]` of a ratio of sums over groups.
+
+    None for a single group: resamples of one group are all alike, and do not show how much it differs from others.
+    """
+    if len(numerators) < 2 or (groups is not None and len(set(groups)) < 2):
+        return None
+    totals, counts = bootstrap_sums(np.array([numerators, denominators], dtype=np.float64), groups, seed=seed)
+    return percentile_interval(totals / counts)
+
+
 def accuracy_interval(
     credits: Sequence[float], groups: Sequence[Hashable] | None = None, *, confidence: float = 0.95, seed: int = 0
 ) -> list[float]:

@@ -25,9 +25,10 @@ def test_a_ratio_is_that_of_the_sums():
 
 
 def test_utterances_of_one_group_are_resampled_together():
-    alone, together = measured_ratio([0, 1] * 8), measured_ratio([0, 1] * 8, groups=[0] * 16)
+    alone, together = measured_ratio([0, 1] * 8), measured_ratio([0, 1] * 8, groups=[*[0] * 8, *[1] * 8])
     assert alone["ci95"][0] < 0.5 < alone["ci95"][1]
-    assert together["ci95"] == [0.5, 0.5]
+    assert together["ci95"] == [0.5, 0.5], "both groups have the same mean"
+    assert measured_ratio([0, 1] * 8, groups=[0] * 16)["ci95"] is None
 
 
 def test_moments_are_around_the_own_mean():

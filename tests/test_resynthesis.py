@@ -1,6 +1,5 @@
 """Word error rates and the path audio -> units -> audio -> text."""
 
-import numpy as np
 import pytest
 import soxr
 import torch
@@ -76,4 +75,4 @@ def test_clean_speech_is_heard_and_noise_of_an_untrained_vocoder_is_not(recordin
     assert result.resynthesis.value >= 0.8
     assert result.rows[0]["text"] == TEXT
     assert set(result.to_dict()) == {"original", "resynthesis"}
-    assert np.isfinite(result.resynthesis.ci95).all()
+    assert result.resynthesis.ci95 is None, "one recording shows no spread"

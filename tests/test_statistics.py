@@ -17,6 +17,7 @@ from tinywave.eval.statistics import (
     holm,
     mcnemar_exact,
     mean_retention,
+    ratio_interval,
     retention,
     standard_error,
 )
@@ -183,3 +184,18 @@ def test_items_of_one_group_are_one_trial():
 def test_an_accuracy_with_variation_keeps_the_bootstrap():
     credits = [1.0, 0.0, 1.0, 1.0, 0.5]
     assert accuracy_interval(credits, seed=3) == bootstrap_mean_interval(credits, seed=3)
+
+
+def test_a_ratio_is_resampled_by_groups_and_one_group_has_no_interval():
+    edits, words, groups = [0, 1, 4, 0, 2, 1], [5, 4, 9, 6, 3, 8], [0, 0, 1, 1, 2, 2]
+    low, high = ratio_interval(edits, words, groups, seed=1)
+    assert low < sum(edits) / sum(words) < high
+    # scipy resamples the sums of groups, which are independent.
+    sums = [np.bincount(groups, weights=values) for values in (edits, words)]
+    expected = stats.bootstrap(
+        sums, lambda above, below, axis: above.sum(axis) / below.sum(axis), paired=True, method="percentile",
+        n_resamples=20_000, rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    assert (low, high) == pytest.approx(expected, abs=0.03)
+    assert ratio_interval([1], [3]) is None
+    assert ratio_interval([1, 2], [3, 4], ["a", "a"]) is None
