@@ -1,6 +1,5 @@
 """`tinywave train nano/teacher --units outputs/units --output-dir outputs/teacher`"""
 
-import sys
 from pathlib import Path
 
 from torch.utils.data import Dataset
@@ -19,9 +18,9 @@ from ..data.packing import PackedDataset
 from ..stages.recipes import TrainRecipe
 from ..tokenization_tinywave import build_tokenizer, text_part, train_text_tokenizer
 from ..training.pretraining import add_streams, train_language_model
-from ..training.run_record import RunRecord
 from .loading import load_for_training
 from .recipe import RecipeArgument
+from .runs import start_run
 
 TRAINING_SPLITS = ("train", "validation")
 MIXTURES = {"speech": SPEECH_ONLY, "interleaved": INTERLEAVED}
@@ -39,10 +38,8 @@ def add_arguments(parser):
 def run(arguments) -> int:
     recipe = RECIPE.read(arguments)
     inputs = {"units": arguments.units, "init_from": arguments.init_from}
-    record = RunRecord(arguments.output_dir, "train", {"recipe": recipe}, inputs)
-    if record.is_finished:
-        print(record.describe(), file=sys.stderr)
-        print(arguments.output_dir)
+    record = start_run(arguments.output_dir, "train", recipe, inputs)
+    if record is None:
         return 0
     wanted = TinyWaveConfig.from_preset(recipe["preset"])
     if arguments.init_from:

@@ -1,6 +1,5 @@
 """`tinywave train-heads nano/parallel_heads --model outputs/out --units outputs/units --output-dir outputs/heads`"""
 
-import sys
 
 from transformers import set_seed
 
@@ -8,9 +7,9 @@ from ..loading_tinywave import load_pretrained
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..stages.recipes import ParallelHeadsRecipe
 from ..training.parallel_heads_training import ParallelHeadsArguments, train_parallel_heads
-from ..training.run_record import RunRecord
 from .loading import load_for_training
 from .recipe import RecipeArgument
+from .runs import start_run
 from .shipped import TEACHER
 from .train import is_packed, make_dataset
 
@@ -31,10 +30,8 @@ def run(arguments) -> int:
     if is_packed(recipe):
         raise ValueError("Found `packing: true`; a head would foretell the next document of a row. Leave it out.")
     inputs = {"model": arguments.model, "teacher": arguments.teacher, "units": arguments.units}
-    record = RunRecord(arguments.output_dir, "train-heads", {"recipe": recipe}, inputs)
-    if record.is_finished:
-        print(record.describe(), file=sys.stderr)
-        print(arguments.output_dir)
+    record = start_run(arguments.output_dir, "train-heads", recipe, inputs)
+    if record is None:
         return 0
     set_seed(recipe["seed"])
     model = load_pretrained(

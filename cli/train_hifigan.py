@@ -1,6 +1,5 @@
 """`tinywave train-hifigan nano/hifigan --corpus outputs/corpus --units outputs/units --output-dir outputs/hifigan`"""
 
-import sys
 from pathlib import Path
 
 from ..configuration_tinywave import HifiGanConfig
@@ -8,8 +7,8 @@ from ..data.hifigan_segments import read_voices
 from ..stages.recipes import HifiGanRecipe
 from ..training.checkpoints import last_checkpoint, save_in_bfloat16
 from ..training.hifigan_training import HifiGanTrainingArguments, train_hifigan
-from ..training.run_record import RunRecord
 from .recipe import RecipeArgument
+from .runs import start_run
 
 RECIPE = RecipeArgument("HiFi-GAN recipe", HifiGanRecipe, training=HifiGanTrainingArguments, model=HifiGanConfig)
 
@@ -26,10 +25,8 @@ def run(arguments) -> int:
     recipe = RECIPE.read(arguments)
     output = Path(arguments.output_dir)
     inputs = {"corpus": arguments.corpus, "units": arguments.units}
-    record = RunRecord(output, "train-hifigan", {"recipe": recipe}, inputs)
-    if record.is_finished:
-        print(record.describe(), file=sys.stderr)
-        print(output)
+    record = start_run(output, "train-hifigan", recipe, inputs)
+    if record is None:
         return 0
     voices = read_voices(arguments.units)
     vocoder = train_hifigan(

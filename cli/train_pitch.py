@@ -1,6 +1,5 @@
 """`tinywave train-pitch nano/pitch --corpus outputs/corpus --output-dir outputs/pitch_encoder`"""
 
-import sys
 from pathlib import Path
 
 from ..configuration_tinywave import PitchEncoderConfig
@@ -8,8 +7,8 @@ from ..data.f0_extraction import load_f0, prepare_f0
 from ..stages.recipes import PitchRecipe
 from ..training.checkpoints import last_checkpoint, save_in_bfloat16
 from ..training.pitch_training import PitchTrainingArguments, f0_correlation, train_pitch
-from ..training.run_record import RunRecord
 from .recipe import RecipeArgument
+from .runs import start_run
 
 RECIPE = RecipeArgument("pitch recipe", PitchRecipe, training=PitchTrainingArguments, model=PitchEncoderConfig)
 
@@ -24,10 +23,8 @@ def run(arguments) -> int:
     recipe = RECIPE.read(arguments)
     output = Path(arguments.output_dir)
     inputs = {"corpus": arguments.corpus}
-    record = RunRecord(output, "train-pitch", {"recipe": recipe}, inputs)
-    if record.is_finished:
-        print(record.describe(), file=sys.stderr)
-        print(output)
+    record = start_run(output, "train-pitch", recipe, inputs)
+    if record is None:
         return 0
     config = PitchEncoderConfig(**recipe["model"])
     prepare_f0(arguments.corpus, output / "f0", config.f0_extractor, recipe["hours"], recipe["seed"])

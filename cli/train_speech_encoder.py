@@ -1,6 +1,5 @@
 """`tinywave train-speech-encoder nano/speech_encoder --corpus C --units U --teacher T --output-dir D`"""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -13,7 +12,6 @@ from ..data.unit_extraction import UnitUtterance, load_unit_utterances
 from ..speech_encoder_tinywave import SpeechEncoder
 from ..stages.recipes import SpeechEncoderRecipe
 from ..training.checkpoints import save_in_bfloat16
-from ..training.run_record import RunRecord
 from ..training.speech_encoder_pruning import prune_speech_encoder
 from ..training.speech_encoder_training import (
     SpeechEncoderTrainingArguments,
@@ -21,6 +19,7 @@ from ..training.speech_encoder_training import (
     untrained_speech_encoder,
 )
 from .recipe import RecipeArgument
+from .runs import start_run
 
 RECIPE = RecipeArgument(
     "speech encoder recipe", SpeechEncoderRecipe, training=SpeechEncoderTrainingArguments, encoder=SpeechEncoderConfig
@@ -47,10 +46,8 @@ def run(arguments) -> int:
         "teacher": arguments.teacher,
         "init_from": arguments.init_from,
     }
-    record = RunRecord(output, "train-speech-encoder", {"recipe": recipe}, inputs)
-    if record.is_finished:
-        print(record.describe(), file=sys.stderr)
-        print(output)
+    record = start_run(output, "train-speech-encoder", recipe, inputs)
+    if record is None:
         return 0
     utterances = load_unit_utterances(arguments.corpus, arguments.units, split="train")
     teacher = load_speech_encoder(arguments.teacher) if arguments.teacher else None

@@ -1,14 +1,13 @@
 """`tinywave train-style nano/style --corpus outputs/corpus --output-dir outputs/style_encoder`"""
 
-import sys
 from pathlib import Path
 
 from ..configuration_tinywave import StyleEncoderConfig
 from ..stages.recipes import StyleRecipe
 from ..training.checkpoints import last_checkpoint, save_in_bfloat16
-from ..training.run_record import RunRecord
 from ..training.style_training import StyleTrainingArguments, load_style_examples, style_accuracy, train_style
 from .recipe import RecipeArgument
+from .runs import start_run
 
 RECIPE = RecipeArgument("style recipe", StyleRecipe, training=StyleTrainingArguments, model=StyleEncoderConfig)
 
@@ -23,10 +22,8 @@ def run(arguments) -> int:
     recipe = RECIPE.read(arguments)
     output = Path(arguments.output_dir)
     inputs = {"corpus": arguments.corpus}
-    record = RunRecord(output, "train-style", {"recipe": recipe}, inputs)
-    if record.is_finished:
-        print(record.describe(), file=sys.stderr)
-        print(output)
+    record = start_run(output, "train-style", recipe, inputs)
+    if record is None:
         return 0
     config = StyleEncoderConfig(**recipe["model"])
     hours, seed = recipe["hours_per_style"], recipe["seed"]

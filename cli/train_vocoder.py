@@ -1,6 +1,5 @@
 """`tinywave train-vocoder nano/vocoder --codec outputs/codec --output-dir outputs/codec/vocoder`"""
 
-import sys
 from pathlib import Path
 
 from ..configuration_tinywave import VocoderConfig
@@ -14,10 +13,10 @@ from ..data.vocoder_features import (
 )
 from ..stages.recipes import VocoderRecipe
 from ..training.checkpoints import last_checkpoint, save_in_bfloat16
-from ..training.run_record import RunRecord
 from ..training.vocoder_training import VocoderTrainingArguments, train_vocoder
 from .loading import add_codec_arguments, open_codec
 from .recipe import RecipeArgument
+from .runs import start_run
 
 RECIPE = RecipeArgument("vocoder recipe", VocoderRecipe, training=VocoderTrainingArguments, model=VocoderConfig)
 
@@ -32,10 +31,8 @@ def run(arguments) -> int:
     recipe = RECIPE.read(arguments)
     output = Path(arguments.output_dir)
     inputs = {"codec": _encoder_folders(arguments, recipe["streams"])}
-    record = RunRecord(output, "train-vocoder", {"recipe": recipe}, inputs)
-    if record.is_finished:
-        print(record.describe(), file=sys.stderr)
-        print(output)
+    record = start_run(output, "train-vocoder", recipe, inputs)
+    if record is None:
         return 0
     texts = sample_vocoder_texts(recipe["num_story_sentences"], recipe["seed"])
     share = recipe["kokoro_share"]

@@ -30,6 +30,7 @@ from tinywave.data.interleaving import AlignedDocument, interleave
 from tinywave.data.storage import atomic_file
 from tinywave.eval.sequence_formats import SpeechSequenceFormat
 from tinywave.eval.suites import read_suite
+from tinywave.loading_tinywave import load_pretrained
 from tinywave.stages.parsing import load_recipe
 from tinywave.tokenization_tinywave import deduplicate, ids_to_tokens, streams_to_ids
 
@@ -208,7 +209,7 @@ def draw_losses() -> plt.Figure:
 def draw_measure() -> plt.Figure:
     """A minimal pair: how likely the shipped teacher finds each unit of a word and of a pseudo-word."""
     pair = next(pair for pair in read_suite(SUITES / "lexical.parquet") if pair.id == SHOWN_PAIR)
-    model = TinyWaveForCausalLM.from_pretrained(TEACHER, dtype="float32").eval()
+    model = load_pretrained(TinyWaveForCausalLM, TEACHER, dtype="float32")
     model.config = model.config.with_streams(["unit"])
     figure, axes = plt.subplots(2, 1, figsize=(9, 2.6), sharex=True)
     scale = plt.get_cmap("YlGnBu")

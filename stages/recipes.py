@@ -119,33 +119,30 @@ class Dataset(Recipe):
     seed: Seed | None = None
 
 
-@dataclass(frozen=True)
-class TrainRecipe(Recipe):
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelRecipe(Recipe):
+    """What every training of a language model is given: its settings, and the documents it reads."""
+
+    seed: Seed
+    training: Settings
+    max_length: Length
+    mixture: Mixture | None = None
+    domains: Annotated[list[Domain], Field(min_length=1)] | None = None
+    streams: Streams | None = None
+    datasets: Annotated[list[Dataset], Field(min_length=1)] | None = None
+    packing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe(LanguageModelRecipe):
     """`tinywave train`: a language model from random weights or from another model."""
 
     preset: Name
-    seed: Seed
-    training: Settings
-    max_length: Length
-    mixture: Mixture | None = None
-    domains: Annotated[list[Domain], Field(min_length=1)] | None = None
-    streams: Streams | None = None
-    datasets: Annotated[list[Dataset], Field(min_length=1)] | None = None
-    packing: bool = False
 
 
-@dataclass(frozen=True)
-class CorrectionRecipe(Recipe):
+@dataclass(frozen=True, kw_only=True)
+class CorrectionRecipe(LanguageModelRecipe):
     """`tinywave correct`: a LoRA fine-tune of the teacher on the domain that it is distilled on."""
-
-    seed: Seed
-    training: Settings
-    max_length: Length
-    mixture: Mixture | None = None
-    domains: Annotated[list[Domain], Field(min_length=1)] | None = None
-    streams: Streams | None = None
-    datasets: Annotated[list[Dataset], Field(min_length=1)] | None = None
-    packing: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,19 +163,11 @@ class Hardware(Recipe):
     model_flops_utilisation: Annotated[float, Field(gt=0, le=1)]
 
 
-@dataclass(frozen=True)
-class DistillationRecipe(Recipe):
+@dataclass(frozen=True, kw_only=True)
+class DistillationRecipe(LanguageModelRecipe):
     """`tinywave distill`, `cache-teacher` and `plan`: a student from the mapped blocks of its teacher."""
 
     layer_map: LayerPairs
-    seed: Seed
-    training: Settings
-    max_length: Length
-    mixture: Mixture | None = None
-    domains: Annotated[list[Domain], Field(min_length=1)] | None = None
-    streams: Streams | None = None
-    datasets: Annotated[list[Dataset], Field(min_length=1)] | None = None
-    packing: bool = False
     student: Settings | None = None
     teacher: Teacher | None = None
     hardware: Hardware | None = None
