@@ -92,7 +92,7 @@ def steps_of_prosody(folder: Path) -> list[list]:
 
 
 def collect_assets(folder: Path) -> None:
-    """Copies what is shipped of the encoders, the vocoder, the teacher and the suites into `folder/assets`."""
+    """Copy what is shipped of the encoders, the vocoder, the teacher and the suites into `folder/assets`."""
     assets = folder / "assets"
     teacher = load_speech_encoder(folder / "whisper_units")
     teacher.quantizer.half()
@@ -103,6 +103,8 @@ def collect_assets(folder: Path) -> None:
     model, processor = load_language_model(folder / "expressive_teacher")
     save_in_bfloat16(model, assets / "teacher")
     processor.save_pretrained(assets / "teacher")
+    for copy in assets.rglob("*.py"):  # The package ships its code once; whoever saves a model gets it beside it.
+        copy.unlink()
     (assets / "suites").mkdir(exist_ok=True)
     for suite in sorted((folder / "suites").glob("*.parquet")):
         shutil.copy2(suite, assets / "suites" / suite.name)
