@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 
-from .configuration_tinywave import HifiGanConfig, TinyWaveConfig
+from .configuration_tinywave import PROSODY_STREAMS, SPEECH_STREAMS, HifiGanConfig, TinyWaveConfig
 from .f0_tinywave import DeferredF0Extractor, F0Extractor
 from .hifigan_tinywave import HifiGanVocoder
 from .loading_tinywave import load_pretrained, read_config
@@ -216,7 +216,11 @@ class SpeechCodec:
     def heard_streams(self) -> set[str]:
         """Of "pitch" and "style" those that the vocoder speaks with."""
         config = getattr(self.vocoder, "config", None)
-        return {name for name in ("pitch", "style") if getattr(config, f"num_{name}_tokens", 0)}
+        return {
+            stream.name
+            for stream in SPEECH_STREAMS
+            if stream.name in PROSODY_STREAMS and getattr(config, stream.size, 0)
+        }
 
     def _vocoder_options(self, pitch: Iterable[int] | None, style: Iterable[int] | None) -> dict:
         if self.vocoder is None:

@@ -8,10 +8,47 @@ class being saved, and then `AutoModel.from_pretrained` fails on a folder saved 
 import copy
 import math
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """A stream of speech tokens: what its parts are called, and how its tokens are placed in a sequence.
+
+    Args:
+        name (`str`): in [`TinyWaveConfig.stream_ranges`], in recipes and on the command line.
+        field (`str`): of `SpeechStreams`; also the column of a units folder and the key of a record in JSON.
+        prefix (`str`): of the names of its tokens: "Hu" of "[Hu78]".
+        size, offset (`str`): fields of [`TinyWaveConfig`] with the number of its tokens and the id of the first.
+        rate (`str`): field with its values per second (Hz), repeats included.
+        clock (`str`): field with the rate (Hz) at which its values are placed in time when streams are merged.
+        merge_repeats (`bool`): whether consecutive repeats become one token.
+    """
+
+    name: str
+    field: str
+    prefix: str
+    size: str
+    offset: str
+    rate: str
+    clock: str
+    merge_repeats: bool
+
+
+# Every list of streams derives from this one. Tokens of equal time are written from the last stream to the first.
+SPEECH_STREAMS = (
+    StreamSpec("unit", "units", "Hu", "num_units", "unit_offset", "unit_rate", "unit_clock_rate", True),
+    StreamSpec("pitch", "pitch", "Pi", "num_pitch_tokens", "pitch_offset", "pitch_rate", "pitch_rate", True),
+    StreamSpec("style", "style", "St", "num_style_tokens", "style_offset", "style_rate", "style_rate", False),
+)
+STREAM_NAMES = tuple(stream.name for stream in SPEECH_STREAMS)
+STREAM_FIELDS = {stream.name: stream.field for stream in SPEECH_STREAMS}
+# The streams that a model may lack.
+PROSODY_STREAMS = STREAM_NAMES[1:]
 
 _PUBLISHED = {"rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}}
 _EXPRESSIVE = {
@@ -156,32 +193,34 @@ class TinyWaveConfig(LlamaConfig):
         if missing := sorted(set(streams) - self.stream_ranges().keys()):
             raise ValueError(f"the model has no stream {missing[0]!r}; it has {', '.join(self.stream_ranges())}")
         config = copy.deepcopy(self)
-        for name in ("pitch", "style"):
-            if name not in streams:
-                setattr(config, f"num_{name}_tokens", 0)
-                setattr(config, f"{name}_offset", -1)
+        for stream in SPEECH_STREAMS:
+            if stream.name in PROSODY_STREAMS and stream.name not in streams:
+                setattr(config, stream.size, 0)
+                setattr(config, stream.offset, -1)
         return config
+
+    @property
+    def prosody_streams(self) -> tuple[str, ...]:
+        """Names of the streams of speech that the model has beside its units."""
+        return tuple(name for name in PROSODY_STREAMS if name in self.stream_ranges())
 
     def stream_ranges(self) -> dict[str, range]:
         """Return the ids of each stream the model has: "text", "unit", and "pitch" and "style" where present.
 
         Special ids, markers and filler belong to no stream.
         """
-        ranges = {
-            "text": range(self.text_offset, self.text_vocab_size),
-            "unit": range(self.unit_offset, self.unit_offset + self.num_units),
-        }
-        if self.num_pitch_tokens:
-            ranges["pitch"] = range(self.pitch_offset, self.pitch_offset + self.num_pitch_tokens)
-        if self.num_style_tokens:
-            ranges["style"] = range(self.style_offset, self.style_offset + self.num_style_tokens)
+        ranges = {"text": range(self.text_offset, self.text_vocab_size)}
+        for stream in SPEECH_STREAMS:
+            first, size = getattr(self, stream.offset), getattr(self, stream.size)
+            if size or stream.name not in PROSODY_STREAMS:
+                ranges[stream.name] = range(first, first + size)
         return ranges
 
     def validate_id_layout(self):
         """Part of the `@strict` validation: every stream lies inside the vocabulary and no id has two meanings."""
         if self.num_units < 1:
             raise ValueError(f"num_units is {self.num_units}; a speech language model needs at least one unit")
-        for name in ("unit_rate", "unit_clock_rate", "pitch_rate", "style_rate"):
+        for name in (field for stream in SPEECH_STREAMS for field in (stream.rate, stream.clock)):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)} Hz; it must be positive")
         if self.num_parallel_heads < 0:

@@ -18,6 +18,7 @@ from transformers.utils import CONFIG_NAME
 
 from .batching_tinywave import Name, Prompt, continue_many
 from .codec_tinywave import SpeechCodec
+from .configuration_tinywave import PROSODY_STREAMS
 from .f0_tinywave import F0Extractor
 from .generation_tinywave import stream_ids
 from .loading_tinywave import commit_of, load_pretrained
@@ -433,7 +434,7 @@ class TinyWavePipeline:
     def _ids_in_force(self, streams: SpeechStreams) -> list[int]:
         """Ids of the last style and the last pitch."""
         ranges = self.model.config.stream_ranges()
-        last = ((name, getattr(streams, name)) for name in ("style", "pitch"))
+        last = ((name, getattr(streams, name)) for name in reversed(PROSODY_STREAMS))
         return [ranges[name].start + int(values[-1]) for name, values in last if values is not None]
 
     def _predict_durations(self, units: np.ndarray) -> np.ndarray:

@@ -9,14 +9,14 @@ serve every layout. Source of the format: SPIRIT-LM (arXiv 2402.05755).
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from .configuration_tinywave import TinyWaveConfig
+from .configuration_tinywave import PROSODY_STREAMS, SPEECH_STREAMS, TinyWaveConfig
 
 # A segment is ("text", str) or ("speech", units); for a model with pitch or style, ("speech", SpeechStreams).
 Segment = tuple[str, Any]
@@ -28,14 +28,8 @@ SPEECH_MODALITY = 2
 TEXT_MARKER = "[Text]"
 SPEECH_MARKER = "[Speech]"
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
-_TYPED_TOKEN = re.compile(r"\[(?:(?:Hu|Pi|St)\d+|Text|Speech)\]", re.ASCII)
-# Name in `TinyWaveConfig.stream_ranges()`, field of `SpeechStreams`, and clock of each stream of speech; in this order
-# tokens of equal time are written.
-_SPEECH_STREAMS = (
-    ("style", "style", "style_rate"),
-    ("pitch", "pitch", "pitch_rate"),
-    ("unit", "units", "unit_clock_rate"),
-)
+_PREFIXES = "|".join(stream.prefix for stream in SPEECH_STREAMS)
+_TYPED_TOKEN = re.compile(rf"\[(?:(?:{_PREFIXES})\d+|Text|Speech)\]", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +57,10 @@ class SpeechStreams:
     ids: np.ndarray | None = None
 
     def __post_init__(self):
-        for name in ("units", "pitch", "style", "ids"):
+        for name in _FIELDS:
             if name == "units" or getattr(self, name) is not None:
                 object.__setattr__(self, name, _as_integers(getattr(self, name), name))
-        for name in ("pitch", "style"):
+        for name in PROSODY_STREAMS:
             values = getattr(self, name)
             if self.ids is not None and values is not None and len(values) != len(self.units):
                 raise ValueError(
@@ -77,10 +71,12 @@ class SpeechStreams:
         return len(self.units)
 
     def __eq__(self, other) -> bool:
-        names = ("units", "pitch", "style", "ids")
         return isinstance(other, SpeechStreams) and all(
-            np.array_equal(getattr(self, name), getattr(other, name)) for name in names
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in _FIELDS
         )
+
+
+_FIELDS = tuple(field.name for field in fields(SpeechStreams))
 
 
 def deduplicate(units: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -138,12 +134,12 @@ def streams_to_ids(
         return streams.ids
     _check_streams(streams, config)
     ids, times, durations = [], [], []
-    for name, field, clock in _SPEECH_STREAMS:
-        if name in config.stream_ranges():
-            values = getattr(streams, field)
-            values, frames = (values, np.ones_like(values)) if name == "style" else deduplicate(values)
-            ids.append(values + config.stream_ranges()[name].start)
-            times.append((np.cumsum(frames) - frames) / getattr(config, clock))
+    for stream in reversed(SPEECH_STREAMS):
+        if stream.name in config.stream_ranges():
+            values = getattr(streams, stream.field)
+            values, frames = deduplicate(values) if stream.merge_repeats else (values, np.ones_like(values))
+            ids.append(values + getattr(config, stream.offset))
+            times.append((np.cumsum(frames) - frames) / getattr(config, stream.clock))
             durations.append(frames)
     order = np.argsort(np.concatenate(times), kind="stable")
     ids, durations = np.concatenate(ids)[order], np.concatenate(durations)[order]
@@ -264,8 +260,7 @@ def ids_to_segments(ids: Sequence[int], config: TinyWaveConfig, tokenizer: PreTr
             segments.append(("text", tokenizer.decode(ids[piece].tolist(), clean_up_tokenization_spaces=False)))
         else:
             speech = ids_to_streams(ids[piece], config)
-            has_prosody = config.num_pitch_tokens or config.num_style_tokens
-            segments.append(("speech", speech if has_prosody else speech.units.tolist()))
+            segments.append(("speech", speech if config.prosody_streams else speech.units.tolist()))
     return segments
 
 
@@ -421,8 +416,8 @@ def _added_tokens(config: TinyWaveConfig) -> dict[int, str]:
     """Return the content of every added token by id, in the order of ids."""
     contents = {config.text_marker_id: TEXT_MARKER, config.speech_marker_id: SPEECH_MARKER}
     ranges = config.stream_ranges()
-    for name, prefix in (("unit", "Hu"), ("pitch", "Pi"), ("style", "St")):
-        contents.update({index: f"[{prefix}{n}]" for n, index in enumerate(ranges.get(name, ()))})
+    for stream in SPEECH_STREAMS:
+        contents.update({index: f"[{stream.prefix}{n}]" for n, index in enumerate(ranges.get(stream.name, ()))})
     return dict(sorted(contents.items()))
 
 
@@ -441,18 +436,19 @@ def _check_streams(streams: SpeechStreams, config: TinyWaveConfig) -> None:
     """Raise `ValueError` where timed streams are not those of the model, out of range, or of different duration."""
     ranges = config.stream_ranges()
     spans = {}
-    for name, field, clock in _SPEECH_STREAMS:
-        values = getattr(streams, field)
+    for stream in reversed(SPEECH_STREAMS):
+        name, clock = stream.name, getattr(config, stream.clock)
+        values = getattr(streams, stream.field)
         if values is None and name in ranges:
             raise ValueError(
                 f"the speech has no {name}, but this model has {len(ranges[name])} {name} tokens; give SpeechStreams "
-                f"with {name} at {getattr(config, clock)} Hz"
+                f"with {name} at {clock} Hz"
             )
         if values is not None and name not in ranges:
             raise ValueError(f"the speech has {name}, but this model has no {name} tokens; leave {name} out")
         if values is not None:
             _check_range(values, range(len(ranges[name])), name)
-            spans[name] = len(values) / getattr(config, clock)
+            spans[name] = len(values) / clock
     shortest, longest = min(spans, key=spans.get), max(spans, key=spans.get)
     # The last second of style may be almost empty where the last token of pitch is missing, and clocks differ from
     # true rates by less than a thousandth.
@@ -468,7 +464,7 @@ def _drop_repeats(ids: np.ndarray, config: TinyWaveConfig) -> np.ndarray:
     """Ids of one piece of speech `(tokens,)` -> without units and pitch that repeat the last of their stream."""
     kept = np.ones(len(ids), dtype=bool)
     masks = _masks_of_streams(ids, config)
-    for name in masks.keys() & {"unit", "pitch"}:
+    for name in (stream.name for stream in SPEECH_STREAMS if stream.merge_repeats and stream.name in masks):
         positions = np.flatnonzero(masks[name])
         kept[positions[1:]] = ids[positions[1:]] != ids[positions[:-1]]
     return ids[kept]

@@ -108,8 +108,7 @@ def measure_decoding(
     measure = _measure_llama_cpp if engine.startswith(LLAMA_CPP) else _measure_model
     config, costs = measure(model_name, engine, num_prompt_tokens, num_new_tokens)
     limits = measure_limits()
-    has_prosody = len(config.stream_ranges().keys() & {"pitch", "style"}) > 0
-    speech_rate = TOKENS_PER_SECOND_OF_SPEECH["units, pitch and style" if has_prosody else "units"]
+    speech_rate = TOKENS_PER_SECOND_OF_SPEECH["units, pitch and style" if config.prosody_streams else "units"]
     return DecodeRow(
         engine=engine,
         model=model_name,

@@ -18,13 +18,14 @@ from transformers.trainer_utils import set_seed
 
 from ..cli.loading import load_language_model
 from ..cli.shipped import AUDIO, CODEC, TEACHER
+from ..configuration_tinywave import STREAM_NAMES
 from ..data.audio_io import load_audio
 from ..data.codec_loading import load_codec
 from ..data.storage import write_json
 from ..generation_tinywave import stream_ids
 from ..pipeline_tinywave import TinyWavePipeline
 
-STREAMS = {"units": ("unit",), "units, pitch and style": ("unit", "pitch", "style")}
+STREAMS = {"units": ("unit",), "units, pitch and style": STREAM_NAMES}
 PROMPT_SECONDS = 3.0
 CHUNK_UNITS = 8
 NUM_NEW_TOKENS = 100

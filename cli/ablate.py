@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from ..configuration_tinywave import PROSODY_STREAMS
 from ..data.interleaving import read_documents, read_encoder
 from ..data.storage import write_json
 from ..eval.ablation import TEACHER as TEACHER_RUN
@@ -119,7 +120,7 @@ class Ablation:
         self.suites = {suite: Path(suites_folder) / f"{suite}.parquet" for suite in recipe["suites"]}
         if missing := [str(path) for path in self.suites.values() if not path.is_file()]:
             raise FileNotFoundError(f"No suite at {', '.join(missing)}; build it with tinywave build-suites.")
-        prosody = [name for name in ("pitch", "style") if name in recipe["streams"]]
+        prosody = [name for name in PROSODY_STREAMS if name in recipe["streams"]]
         self.held_out = read_documents(units_folder, "test", prosody=prosody)
         encoder = read_encoder(units_folder)
         for path in self.suites.values():

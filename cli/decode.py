@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 from ..codec_tinywave import SpeechCodec
+from ..configuration_tinywave import STREAM_FIELDS
 from ..data.audio_io import check_writable_format, write_audio
 from ..tokenization_tinywave import SpeechStreams, ids_to_streams, tokens_to_ids
 from .loading import add_codec_arguments, open_codec
-
-STREAM_FIELDS = ("units", "pitch", "style")
 
 
 def add_arguments(parser):
@@ -41,7 +40,10 @@ def read_record(path: Path) -> dict:
         raise ValueError(f"{path} is not JSON ({error}); expected the output of `tinywave encode`") from error
     if not isinstance(record, dict) or record.get("units") is None and record.get("tokens") is None:
         raise ValueError(f'{path} has neither "units" nor "tokens"; expected the output of `tinywave encode`')
-    for name, kind, words in (*((name, int, "whole numbers") for name in STREAM_FIELDS), ("tokens", str, "names")):
+    for name, kind, words in (
+        *((name, int, "whole numbers") for name in STREAM_FIELDS.values()),
+        ("tokens", str, "names"),
+    ):
         values = record.get(name)
         if values is not None and not (isinstance(values, list) and all(type(value) is kind for value in values)):
             raise ValueError(f'"{name}" in {path} must be a list of {words}')
@@ -67,6 +69,6 @@ def record_to_streams(record: dict, codec: SpeechCodec) -> SpeechStreams:
                 "the codec that it was encoded with"
             )
     if record.get("units") is not None:
-        return SpeechStreams(*(record.get(name) for name in STREAM_FIELDS))
+        return SpeechStreams(*(record.get(name) for name in STREAM_FIELDS.values()))
     layout = codec.token_layout()
     return ids_to_streams(tokens_to_ids(record["tokens"], layout), layout)

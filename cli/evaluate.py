@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from ..configuration_tinywave import STREAM_FIELDS
 from ..data.interleaving import read_documents, read_encoder
 from ..data.storage import write_json
 from ..engines.onnx_model import OnnxForCausalLM
@@ -15,7 +16,6 @@ from ..eval.result_records import results_to_model_index, suite_to_results, writ
 from ..eval.results import STUDENT, TEACHER
 from ..eval.runner import Evaluation, evaluate_models
 from ..eval.scoring import NORMALISATIONS, VOCABULARIES
-from ..eval.sequence_formats import STREAM_FIELDS
 from ..eval.story_suites import DIRECTIONS, SPEECH_TO_SPEECH, StorySuite
 from ..eval.suite_encoding import encode_audio_suite
 from ..eval.suites import is_manifest, read_suite
@@ -81,7 +81,7 @@ def run(arguments) -> int:
     streams = models[STUDENT].config.stream_ranges()
     manifests = find_suites(arguments, list(streams), output)
     suites = in_directions(manifests, arguments.directions, arguments.model, arguments.revision)
-    prosody = [name for name in ("pitch", "style") if name in streams]
+    prosody = models[STUDENT].config.prosody_streams
     evaluation = evaluate_models(
         models,
         suites,

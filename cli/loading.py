@@ -7,14 +7,13 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from ..codec_tinywave import SpeechCodec
+from ..configuration_tinywave import STREAM_NAMES
 from ..data.codec_loading import load_codec
 from ..engines.onnx_model import OnnxForCausalLM, is_onnx_folder
 from ..loading_tinywave import CheckpointError, check_model_type, load_pretrained
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
 from .shipped import CODEC
-
-STREAMS = ("unit", "pitch", "style")
 
 
 def load_language_model(folder: str | Path) -> tuple[TinyWaveForCausalLM | OnnxForCausalLM, TinyWaveProcessor]:
@@ -85,7 +84,9 @@ def add_codec_arguments(parser, speaks: bool = True) -> None:
 
 def add_streams_argument(parser) -> None:
     """Declare the streams of speech that a verb makes."""
-    parser.add_argument("--streams", nargs="+", choices=STREAMS, default=["unit"], help="what to make; units always")
+    parser.add_argument(
+        "--streams", nargs="+", choices=STREAM_NAMES, default=["unit"], help="what to make; units always"
+    )
 
 
 def open_codec(arguments, streams: Collection[str] | None = None) -> SpeechCodec:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..codec_tinywave import SpeechCodec
+from ..configuration_tinywave import PROSODY_STREAMS
 from ..data.audio_io import load_audio
 from ..data.codec_loading import load_codec
 from ..pipeline_tinywave import TinyWavePipeline
@@ -126,7 +127,7 @@ def codec_licences(arguments, streams) -> list[tuple[str, str]]:
     encoder = speech_encoder_folder(arguments)
     folders = {"speech encoder": encoder if (encoder / CARD).is_file() else encoder.parent}
     folders["vocoder"] = Path(arguments.vocoder or arguments.codec)
-    if {"pitch", "style"} & set(streams):
+    if set(PROSODY_STREAMS) & set(streams):
         folders["pitch and style encoders"] = Path(arguments.codec)
     stated = {part: read_licence(folder).get("license") for part, folder in folders.items()}
     licences = [(part, licence) for part, licence in stated.items() if licence]

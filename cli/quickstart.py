@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from ..configuration_tinywave import PROSODY_STREAMS
 from ..data.audio_io import load_audio, write_audio
 from ..data.codec_loading import load_codec
 from ..data.corpus import SAMPLING_RATE, iterate_corpus, prepare_corpus, verify_splits
@@ -77,7 +78,7 @@ class Quickstart:
     def __init__(self, recipe: dict, variant: str, folder: Path, num_processes: int):
         self.recipe, self.folder, self.num_processes = recipe, folder, num_processes
         self.variant = recipe["variants"][variant]
-        self.prosody = [name for name in ("pitch", "style") if name in self.variant["streams"]]
+        self.prosody = [name for name in PROSODY_STREAMS if name in self.variant["streams"]]
         RunRecord(folder, "quickstart", {"recipe": recipe, "variant": variant}, {})
         self.seconds_file = folder / "seconds.json"
         self.seconds = json.loads(self.seconds_file.read_text()) if self.seconds_file.is_file() else {}

@@ -7,6 +7,7 @@ folder `assets` in the output folder has the layout of the package's own.
 import shutil
 from pathlib import Path
 
+from ..configuration_tinywave import STREAM_NAMES
 from ..data.codec_loading import load_codec, load_speech_encoder
 from ..training.checkpoints import save_in_bfloat16
 from . import main as command_line
@@ -77,14 +78,14 @@ def steps_of_prosody(folder: Path) -> list[list]:
     return [
         [
             "extract-units", "--corpus", folder / "codec_corpus", "--codec", codec,
-            "--streams", "unit", "pitch", "style", "--output-dir", streams,
+            "--streams", *STREAM_NAMES, "--output-dir", streams,
         ],
         [
             "train", "nano/expressive_teacher", "--units", streams, "--init-from", folder / "story_teacher",
             "--output-dir", folder / "expressive_teacher",
         ],
         [
-            "build-suites", "nano/suites", "--codec", codec, "--streams", "unit", "pitch", "style",
+            "build-suites", "nano/suites", "--codec", codec, "--streams", *STREAM_NAMES,
             "--output-dir", folder / "suites",
         ],
         ["prepare", "nano/unseen_voices", "--output-dir", folder / "assets" / "audio" / "kokoro"],

@@ -83,8 +83,7 @@ def make_dataset(
         return JoinedDataset([make_dataset(part, units_folder, split, config, tokenizer) for part in settings])
     if "streams" in recipe:
         config = config.with_streams(recipe["streams"])
-    prosody = [name for name in ("pitch", "style") if name in config.stream_ranges()]
-    documents = read_documents(units_folder, split, recipe.get("domains"), config.unit_rate, prosody)
+    documents = read_documents(units_folder, split, recipe.get("domains"), config.unit_rate, config.prosody_streams)
     mixture = recipe.get("mixture")
     if mixture is None:
         raise ValueError("the recipe has no `mixture`; expected one of its own, or one in each of its `datasets`")

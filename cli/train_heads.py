@@ -1,6 +1,5 @@
 """`tinywave train-heads nano/parallel_heads --model outputs/out --units outputs/units --output-dir outputs/heads`"""
 
-
 from transformers import set_seed
 
 from ..loading_tinywave import load_pretrained

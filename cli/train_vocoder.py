@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..configuration_tinywave import VocoderConfig
+from ..configuration_tinywave import PROSODY_STREAMS, VocoderConfig
 from ..data.kokoro_voice import TRAIN_VOICES, KokoroVoice
 from ..data.vocoder_features import (
     ProsodyReader,
@@ -65,5 +65,5 @@ def run(arguments) -> int:
 def _encoder_folders(arguments, streams: list[str]) -> list[Path]:
     """The folders of the encoders whose streams the vocoder reads."""
     codec = Path(arguments.codec)
-    prosody = [codec / f"{name}_encoder" for name in streams if name in ("pitch", "style")]
+    prosody = [codec / f"{name}_encoder" for name in streams if name in PROSODY_STREAMS]
     return [Path(arguments.speech_encoder or codec / "speech_encoder"), *prosody]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..codec_tinywave import SpeechCodec, load_vocoder
-from ..configuration_tinywave import SpeechEncoderConfig
+from ..configuration_tinywave import PROSODY_STREAMS, SpeechEncoderConfig
 from ..loading_tinywave import check_finite, check_model_type, check_stored_types, load_pretrained
 from ..pitch_encoder_tinywave import PitchEncoder
 from ..speech_encoder_tinywave import QUANTIZER_FILE, SpeechEncoder
@@ -87,8 +87,8 @@ def load_codec(
     `ModuleNotFoundError` where a package that an encoder or the decoder needs is missing.
     """
     folder = Path(folder)
-    present = {name for name in ("pitch", "style") if (folder / f"{name}_encoder" / "config.json").is_file()}
-    wanted = present if streams is None else set(streams) & {"pitch", "style"}
+    present = {name for name in PROSODY_STREAMS if (folder / f"{name}_encoder" / "config.json").is_file()}
+    wanted = present if streams is None else set(streams) & set(PROSODY_STREAMS)
     if missing := sorted(wanted - present):
         raise ValueError(f"{folder} has no encoder for {' and '.join(missing)}; expected {missing[0]}_encoder in it")
     pitch_encoder = style_encoder = f0_extractor = decoder = None

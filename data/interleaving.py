@@ -17,7 +17,7 @@ import torch
 from pyarrow.dataset import dataset
 from transformers import PreTrainedTokenizerFast
 
-from ..configuration_tinywave import TinyWaveConfig
+from ..configuration_tinywave import PROSODY_STREAMS, TinyWaveConfig
 from ..tokenization_tinywave import Segment, SpeechStreams, segments_to_ids
 from .unit_extraction import ShardError
 
@@ -199,7 +199,7 @@ class InterleavedDataset(torch.utils.data.Dataset):
             raise ValueError(
                 f"The model expects units at {config.unit_rate} Hz, the documents have {documents[0].unit_rate} Hz."
             )
-        for name in ("pitch", "style"):
+        for name in PROSODY_STREAMS:
             if (getattr(documents[0], name) is not None) != (name in config.stream_ranges()):
                 raise ValueError(
                     f"The model's streams are {', '.join(config.stream_ranges())}, which does not agree with the "

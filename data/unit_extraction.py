@@ -24,6 +24,7 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from ..codec_tinywave import SpeechCodec
+from ..configuration_tinywave import STREAM_FIELDS
 from ..speech_encoder_tinywave import SpeechEncoder
 from ..speech_quantizers_tinywave import CentroidQuantizer
 from .audio_io import AudioError, load_audio
@@ -32,8 +33,6 @@ from .storage import atomic_file
 from .worker_processes import follow_parent
 
 _ROWS_PER_READ = 16
-# Name of a stream -> field of `SpeechStreams`, and column of a shard.
-_STREAM_FIELDS = {"unit": "units", "pitch": "pitch", "style": "style"}
 _CORPUS_SAMPLING_RATE = 16_000
 
 
@@ -267,7 +266,7 @@ def _extract_shard(
             streams += codec.encode([waveform])
     with _opened_shard(path) as file:
         table = file.read(columns=[name for name in file.schema_arrow.names if name != "audio"])
-    for name, field in _STREAM_FIELDS.items():
+    for name, field in STREAM_FIELDS.items():
         if name in codec.stream_names:
             table = table.rename_columns(
                 [f"{field}_name" if column == field else column for column in table.schema.names]

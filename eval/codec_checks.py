@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..codec_tinywave import SpeechCodec
-from ..configuration_tinywave import TinyWaveConfig
+from ..configuration_tinywave import STREAM_FIELDS, TinyWaveConfig
 from ..speech_encoder_tinywave import SpeechEncoder
 from ..tokenization_tinywave import SpeechStreams, streams_to_ids
 from ..vocoder_tinywave import Vocoder
@@ -99,7 +99,7 @@ def measure_golden_vector(waveform: np.ndarray, codec: SpeechCodec) -> dict:
         weights.
     """
     streams = codec.encode([waveform[:REFERENCE_SAMPLES]])[0]
-    fields = {"unit": streams.units, "pitch": streams.pitch, "style": streams.style}
+    fields = {name: getattr(streams, field) for name, field in STREAM_FIELDS.items()}
     frames = {name: len(values) for name, values in fields.items() if values is not None}
     reference = SpeechStreams(*(_runs(REFERENCE_FRAMES[name], REFERENCE_RUNS[name]) for name in REFERENCE_FRAMES))
     expressive = TinyWaveConfig.from_preset("speech-expressive-2b")
@@ -197,7 +197,7 @@ def _compare_saved(waveforms: Sequence[np.ndarray], streams: Sequence[SpeechStre
         loaded = SpeechCodec.from_pretrained(folder, decoder=codec.decoder, f0_extractor=codec.f0_extractor)
         found = loaded.encode(waveforms)
         waveform = loaded.decode(streams[0])
-    fields = ("units", "pitch", "style")
+    fields = STREAM_FIELDS.values()
     first, second = (
         [getattr(item, name).tolist() for item in items for name in fields if getattr(item, name) is not None]
         for items in (streams, found)

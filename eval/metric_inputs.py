@@ -16,6 +16,7 @@ from pyarrow.json import read_json
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from ..configuration_tinywave import STREAM_FIELDS
 from ..loading_tinywave import load_pretrained
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..tokenization_tinywave import SpeechStreams
@@ -49,7 +50,7 @@ STORY_OPTIONS = ("tokenizer", "scored")
 _NOT_STATED = "not stated"
 _LABEL = Value("string")
 _UNITS = List(Value("int32"))
-_SPEECH = {"units": _UNITS, "pitch": _UNITS, "style": _UNITS}
+_SPEECH = dict.fromkeys(STREAM_FIELDS.values(), _UNITS)
 _NUMBERS = {"sum": Value("float64"), "count": Value("int64")}
 
 

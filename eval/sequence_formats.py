@@ -16,11 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..configuration_tinywave import TinyWaveConfig
+from ..configuration_tinywave import STREAM_FIELDS, TinyWaveConfig
 from ..tokenization_tinywave import SpeechStreams, deduplicate, streams_to_ids, units_to_ids
-
-STREAM_FIELDS = {"unit": "units", "pitch": "pitch", "style": "style"}
-"""Name of a stream in `TinyWaveConfig.stream_ranges` -> its field in `SpeechStreams`."""
 
 
 class SequenceFormat(ABC):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..configuration_tinywave import STREAM_FIELDS
 from .scoring import NORMALISATIONS
 from .sequence_formats import SpeechSequenceFormat
 from .statistics import NUM_RESAMPLES
@@ -35,8 +36,7 @@ DIRECTIONS = {SPEECH_TO_SPEECH: "S->S", "text-text": "T->T", "speech-text": "S->
 """Name of a direction -> how papers write it."""
 
 _NAMED = 20
-_STREAMS = ("units", "pitch", "style")
-_NOTHING = {"text": "", "units": [], "pitch": None, "style": None}
+_NOTHING = {"text": "", **dict.fromkeys(STREAM_FIELDS.values()), "units": []}
 
 
 @dataclass(frozen=True)
@@ -141,4 +141,4 @@ def _to_story(pair: Pair, direction: str) -> dict:
 
 
 def _in_modality(piece: dict, modality: str) -> dict:
-    return piece | (dict.fromkeys(_STREAMS) if modality == "text" else {"text": ""})
+    return piece | (dict.fromkeys(STREAM_FIELDS.values()) if modality == "text" else {"text": ""})

@@ -14,12 +14,12 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..codec_tinywave import SpeechCodec
+from ..configuration_tinywave import STREAM_FIELDS
 from ..data.audio_io import AudioError, load_audio
 from ..data.storage import write_json
 from ..tokenization_tinywave import SpeechStreams
 from .readers import AudioPair, AudioSuite, Problem, refuse_problems
 from .salmon_tables import StoredRecording
-from .sequence_formats import STREAM_FIELDS
 from .suites import HALVES, STORY_PARTS, Pair, read_suite, write_suite
 
 MINIMUM_SHARED_SECONDS = 1.0

@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import nn
 
+from ..configuration_tinywave import PROSODY_STREAMS, STREAM_FIELDS
 from ..data.storage import atomic_file, check_plain_name
 from ..tokenization_tinywave import SpeechStreams
 from .contrast import CONTRASTS, LOCAL_WINDOW, score_contrasts
 from .scoring import NORMALISATIONS, SequenceScore, pair_credit, score_sequences, speech_to_sequences
-from .sequence_formats import STREAM_FIELDS, SequenceFormat, SpeechSequenceFormat
+from .sequence_formats import SequenceFormat, SpeechSequenceFormat
 from .statistics import NUM_RESAMPLES, accuracy_interval, standard_error
 
 MANIFEST_SCHEMA = pa.schema(
@@ -44,7 +45,7 @@ _PIECE = pa.struct([("text", pa.string()), *((name, pa.list_(pa.int16())) for na
 STORY_COLUMN = pa.field("story", pa.struct([(part, _PIECE) for part in STORY_PARTS]))
 """A further column, where the halves of every pair begin with the same context: it and the endings, apart."""
 
-PROSODY_COLUMNS = tuple(f"{half}_{name}" for half in HALVES for name in ("pitch", "style"))
+PROSODY_COLUMNS = tuple(f"{half}_{name}" for half in HALVES for name in PROSODY_STREAMS)
 """Further columns, lists of int16: those of pitch, of style, both or none."""
 
 

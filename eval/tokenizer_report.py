@@ -18,16 +18,16 @@ import numpy as np
 from scipy.stats import entropy
 
 from ..codec_tinywave import SpeechCodec
+from ..configuration_tinywave import SPEECH_STREAMS, STREAM_FIELDS
 from ..tokenization_tinywave import deduplicate
 from .codec_material import HeldOutUtterance, describe_set
 from .codec_measures import is_measured, measured_ratio, not_measured
 from .codec_quality import timed_phones_to_frames, unit_purity
 from .codec_table import format_number, format_share
 from .resynthesis import SpokenText, evaluate_resynthesis
-from .sequence_formats import STREAM_FIELDS
 from .statistics import NUM_RESAMPLES
 
-REPEATING_STREAMS = ("unit", "pitch")
+REPEATING_STREAMS = tuple(stream.name for stream in SPEECH_STREAMS if stream.merge_repeats)
 """Streams whose repeats a language model does not read."""
 PURITY_MEASURES = ("pnmi", "phone_purity", "unit_purity")
 CONVENTION = {

@@ -276,7 +276,7 @@ def _limits(config: TinyWaveConfig, facts: RunFacts) -> str:
     ]
     if guessed:
         lines.append(f"Not shown to be better than guessing on: {', '.join(guessed)}.")
-    if not {"pitch", "style"} & config.stream_ranges().keys():
+    if not config.prosody_streams:
         lines.append("Units keep what is said and lose who says it and how: melody, mood and voice do not go on.")
     lines.append(f"It sees at most {config.max_position_embeddings:,} tokens, prompt and continuation together.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)

@@ -15,7 +15,7 @@ from ..cli import shipped
 from ..cli.encode import streams_to_record
 from ..cli.loading import load_language_model
 from ..codec_tinywave import SpeechCodec
-from ..configuration_tinywave import TinyWaveConfig
+from ..configuration_tinywave import STREAM_NAMES, TinyWaveConfig
 from ..data.codec_loading import load_codec
 from ..data.hibari_voice import HibariDecoder
 from ..eval.results import STUDENT, TEACHER
@@ -328,14 +328,14 @@ class Studio:
 
     def _shipped_codec(self, variant: str) -> SpeechCodec:
         if variant not in self._codecs:
-            streams = ["unit"] if variant == PLAIN else ["unit", "pitch", "style"]
+            streams = ["unit"] if variant == PLAIN else STREAM_NAMES
             self._codecs[variant] = load_codec(shipped.CODEC, streams)
         return self._codecs[variant]
 
 
 def variant_of(config: TinyWaveConfig) -> str:
     """Whether a model reads units alone or pitch and style as well."""
-    return EXPRESSIVE if {"pitch", "style"} & config.stream_ranges().keys() else PLAIN
+    return EXPRESSIVE if config.prosody_streams else PLAIN
 
 
 def to_device(model):

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from ..configuration_tinywave import STREAM_NAMES
+
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -21,7 +23,7 @@ Hours = Annotated[float, Field(gt=0, le=1e6)]
 Name = Annotated[str, Field(min_length=1)]
 Settings = dict[str, Any]
 Split = Literal["train", "validation", "test"]
-Stream = Literal["unit", "pitch", "style"]
+Stream = Literal[STREAM_NAMES]
 Streams = Annotated[list[Stream], Field(min_length=1)]
 Domain = Literal["story", "facts", "word_list", "book", "recording"]
 Pattern = Literal["speech", "text", "speech_text", "text_speech", "speech_text_speech"]

@@ -1,11 +1,22 @@
 """The id layouts of the family, the checks on them, and what a saved configuration says to other programs."""
 
+import dataclasses
 import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
-from tinywave.configuration_tinywave import PRESETS, SpeechEncoderConfig, TinyWaveConfig, VocoderConfig
+from tinywave.configuration_tinywave import (
+    PRESETS,
+    PROSODY_STREAMS,
+    SPEECH_STREAMS,
+    STREAM_FIELDS,
+    STREAM_NAMES,
+    SpeechEncoderConfig,
+    TinyWaveConfig,
+    VocoderConfig,
+)
+from tinywave.tokenization_tinywave import SpeechStreams
 
 LANGUAGE_MODEL_AUTO_MAP = {
     "AutoConfig": "configuration_tinywave.TinyWaveConfig",
@@ -156,3 +167,14 @@ def test_speech_encoder_frame_rate():
 def test_wrong_sizes_are_refused_at_construction(config_class, overrides, message):
     with pytest.raises(StrictDataclassError, match=message):
         config_class(**overrides)
+
+
+def test_the_table_of_streams_names_fields_that_exist():
+    config = TinyWaveConfig.from_preset("speech-expressive-2b")
+    assert [*STREAM_FIELDS.values(), "ids"] == [field.name for field in dataclasses.fields(SpeechStreams)]
+    assert list(config.stream_ranges()) == ["text", *STREAM_NAMES]
+    assert config.prosody_streams == PROSODY_STREAMS == STREAM_NAMES[1:]
+    for stream in SPEECH_STREAMS:
+        assert {stream.size, stream.offset, stream.rate, stream.clock} <= {f.name for f in dataclasses.fields(config)}
+        assert getattr(config, stream.size) == len(config.stream_ranges()[stream.name])
+    assert config.with_streams(["unit"]).prosody_streams == ()

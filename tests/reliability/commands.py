@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from tinywave.cli.loading import STREAMS
 from tinywave.cli.shipped import AUDIO, TEACHER
+from tinywave.configuration_tinywave import STREAM_NAMES
 from tinywave.data.audio_io import load_audio, write_audio
 from tinywave.data.corpus import iterate_corpus
 from tinywave.stages.parsing import load_recipe
@@ -177,9 +177,9 @@ def make_inputs(folder: Path) -> Path:
     for name, recipe in _recipes(folder).items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
     _run(folder, ["prepare", "corpus.yaml", "--output-dir", "corpus", "--num-processes", "2"])
-    _run(folder, ["extract-units", "--corpus", "corpus", "--output-dir", "units", "--streams", *STREAMS])
+    _run(folder, ["extract-units", "--corpus", "corpus", "--output-dir", "units", "--streams", *STREAM_NAMES])
     _run(folder, ["distill", "distill.yaml", "--units", "units", "--output-dir", "student"])
-    _run(folder, ["build-suites", "suites.yaml", "--output-dir", "suites", "--streams", *STREAMS])
+    _run(folder, ["build-suites", "suites.yaml", "--output-dir", "suites", "--streams", *STREAM_NAMES])
     _run(folder, ["build-suite", "swuggy", "--pairs", "4", "--voices", "hibari", "--output-dir", "release"])
     for number, row in zip(range(5), iterate_corpus(folder / "corpus"), strict=False):
         waveform = load_audio(row["audio"]["bytes"], 16_000)[: 16_000 + 4_000 * number]
