@@ -12,14 +12,13 @@ from accelerate.utils import fsdp2_prepare_model
 from transformers import PreTrainedModel
 
 from .training.arguments import DistillationArguments
-from .training.attention_losses import attention_kl, relation_kl
-from .training.attention_tap import ActivationTap, AttentionInputs, TapRecord
+from .training.attention_tap import ActivationTap, TapRecord
 from .training.callbacks import LossCurveCallback
 from .training.decoder_pass import alignable_positions, call_inside, decoder_inputs, flat_indices, run_decoder, take
 from .training.language_model_trainer import LanguageModelTrainer
 from .training.layer_map import LayerMap
 from .training.logits_losses import LogitsLosses, LogitsSettings, logits_losses
-from .training.losses import HIDDEN_LOSSES, IGNORED_LABEL, supervised_positions
+from .training.losses import IGNORED_LABEL, supervised_positions
 from .training.model_checks import (
     check_head,
     check_id_layouts,
@@ -31,10 +30,12 @@ from .training.projectors import PROJECTORS_NAME, add_projectors, load_projector
 from .training.step_log import StepLog, describe_non_finite_step
 from .training.stream_weighting import StreamWeighting
 from .training.teacher_targets import OnlineTeacher, TeacherSource, TeacherTargets
+from .training.terms import TERMS, BlockPair, LossTerm, aligned_pairs
 from .training.throughput import forward_flops_per_token
 
-LOSS_NAMES = ("cross_entropy_loss", "logits_loss", "hidden_loss", "attention_loss")
+LOSS_NAMES = tuple(term.log_name for term in TERMS)
 AGREEMENT_NAME = "teacher_agreement"
+BLOCK_TERMS = tuple(term for term in TERMS if term.distance is not None)
 
 
 class DistillationTrainer(LanguageModelTrainer):
@@ -86,14 +87,11 @@ class DistillationTrainer(LanguageModelTrainer):
         teacher = _one_teacher(teacher_model, teacher_source, args)
         teacher_config = getattr(teacher, "config", None)
         self.layer_map = _resolve_layer_map(model, teacher_config, layer_map, args)
-        self._hidden_pairs, self._attention_pairs = (
-            pairs(self.layer_map) for pairs in (args.hidden_pairs, args.attention_pairs)
-        )
         if args.needs_own_loss:
             self._check_models(model, teacher, args)
-        if self._hidden_pairs and model.config.hidden_size != teacher_config.hidden_size:
-            student_blocks = tuple(student_block for _, student_block in self._hidden_pairs)
-            add_projectors(model, teacher_config.hidden_size, student_blocks, args.seed)
+        compared = self._student_blocks(args, "block_outputs")
+        if compared and model.config.hidden_size != teacher_config.hidden_size:
+            add_projectors(model, teacher_config.hidden_size, compared, args.seed)
         super().__init__(model=model, args=args, **trainer_arguments)
         self._check_trainer()
         self._step_log = StepLog()
@@ -104,6 +102,10 @@ class DistillationTrainer(LanguageModelTrainer):
         if args.plot_loss_curve:
             self.add_callback(LossCurveCallback())
 
+    def _student_blocks(self, args: DistillationArguments, reads: str) -> tuple[int, ...]:
+        """Student blocks of which the enabled terms read the outputs, or the attention inputs."""
+        return tuple(dict.fromkeys(block for _, block in aligned_pairs(args, self.layer_map, reads)))
+
     def _check_models(self, student, teacher, args) -> None:
         check_trainable(student)
         check_head(student)
@@ -111,7 +113,7 @@ class DistillationTrainer(LanguageModelTrainer):
         if teacher is None:
             return
         check_id_layouts(student.config, teacher.config)
-        if args.attention_weight:
+        if self._student_blocks(args, "attention_inputs"):
             self._relation_heads = resolve_relation_heads(student.config, teacher.config, args)
         if isinstance(teacher, PreTrainedModel):
             check_head(teacher)
@@ -144,8 +146,8 @@ class DistillationTrainer(LanguageModelTrainer):
         )
         self._student_tap = ActivationTap(
             self.model,
-            hidden_blocks=[student_block for _, student_block in self._hidden_pairs],
-            attention_blocks=[student_block for _, student_block in self._attention_pairs],
+            hidden_blocks=self._student_blocks(args, "block_outputs"),
+            attention_blocks=self._student_blocks(args, "attention_inputs"),
         )
         if args.needs_teacher and teacher_source is None:
             teacher_source = OnlineTeacher(self._place_teacher(teacher_model), args, self.layer_map)
@@ -211,14 +213,15 @@ class DistillationTrainer(LanguageModelTrainer):
             logits = logits_term(self._logits_settings)
             aligned = alignable_positions(positions, inputs)
             aligned = aligned if weights is None else aligned * weights
-            hidden = self._hidden_loss(student, record, targets, aligned)
-        attention = self._attention_loss(record, targets, aligned)
+            outputs = self._projected_outputs(student, record)
+        values = {"cross_entropy": logits.cross_entropy, "logits": logits.divergence}
+        loss = logits.total
+        for term in BLOCK_TERMS:
+            values[term.name] = self._block_term(term, outputs, record, targets, aligned)
+            loss = loss + term.weight(self.args) * values[term.name]
         if self._gradient_norms_are_due():
-            terms = self._weighted_terms(logits_term, hidden, attention)
-            self._step_log.measure_gradient_norms(terms, student, positions.sum())
-        loss = logits.total + self.args.hidden_weight * hidden + self.args.attention_weight * attention
-        sums = (logits.cross_entropy, logits.divergence, hidden.detach(), attention.detach(), logits.agreement)
-        return loss, torch.stack(sums)
+            self._step_log.measure_gradient_norms(self._weighted_terms(logits_term, values), student, positions.sum())
+        return loss, torch.stack([*(values[term.name].detach() for term in TERMS), logits.agreement])
 
     def _logits_losses(self, student, hidden, next_tokens, targets: TeacherTargets, settings) -> LogitsLosses:
         head = student.get_output_embeddings()
@@ -238,35 +241,40 @@ class DistillationTrainer(LanguageModelTrainer):
         # Where parameters are sharded, the weight is whole inside the forward of its own module only.
         return call_inside(head, head, inside_the_head, hidden)
 
-    def _hidden_loss(self, student, record: TapRecord, targets: TeacherTargets, weights) -> torch.Tensor:
-        loss = torch.zeros((), device=weights.device)
-        distance = HIDDEN_LOSSES[self.args.hidden_loss]
+    def _projected_outputs(self, student, record: TapRecord) -> dict[int, torch.Tensor]:
+        """Outputs of the student's blocks, in the teacher's width."""
         projectors = getattr(student, PROJECTORS_NAME, None)
-        for teacher_block, student_block in self._hidden_pairs:
-            output = record.block_outputs[student_block]
-            if projectors is not None:
-                output = projectors[str(student_block)](output)
-            loss = loss + distance(output, targets.block_outputs[teacher_block], weights)
-        return loss / max(1, len(self._hidden_pairs))
+        if projectors is None:
+            return record.block_outputs
+        return {block: projectors[str(block)](output) for block, output in record.block_outputs.items()}
 
-    def _attention_loss(self, record: TapRecord, targets: TeacherTargets, weights) -> torch.Tensor:
+    def _block_term(
+        self, term: LossTerm, outputs: dict, record: TapRecord, targets: TeacherTargets, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """The mean of a term on blocks over its pairs of blocks."""
+        student, teacher = {
+            "block_outputs": (outputs, targets.block_outputs),
+            "attention_inputs": (record.attention_inputs, targets.attention_inputs),
+        }[term.reads]
+        pairs = term.pairs(self.args, self.layer_map)
         loss = torch.zeros((), device=weights.device)
-        for teacher_block, student_block in self._attention_pairs:
-            student, teacher = record.attention_inputs[student_block], targets.attention_inputs[teacher_block]
-            loss = loss + _attention_distance(student, teacher, weights, self._relation_heads)
-        return loss / max(1, len(self._attention_pairs))
+        for teacher_block, student_block in pairs:
+            pair = BlockPair(student[student_block], teacher[teacher_block], weights, self.args, self._relation_heads)
+            loss = loss + term.distance(pair)
+        return loss / max(1, len(pairs))
 
-    def _weighted_terms(self, logits_term: Callable, hidden, attention) -> Iterator[tuple[str, torch.Tensor]]:
+    def _weighted_terms(
+        self, logits_term: Callable, values: dict[str, torch.Tensor]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """The enabled terms as they enter the loss, each with a graph of its own."""
-        settings = self._logits_settings
-        if settings.cross_entropy_weight:
-            yield "cross_entropy", logits_term(settings._replace(logits_weight=0.0)).total
-        if settings.logits_weight:
-            yield "logits", logits_term(settings._replace(cross_entropy_weight=0.0)).total
-        if self.args.hidden_weight:
-            yield "hidden", self.args.hidden_weight * hidden
-        if self.args.attention_weight:
-            yield "attention", self.args.attention_weight * attention
+        for term in TERMS:
+            if not (weight := term.weight(self.args)):
+                continue
+            if term.distance is None:
+                others = {other.weight_field: 0.0 for other in TERMS if other.distance is None and other is not term}
+                yield term.name, logits_term(self._logits_settings._replace(**others)).total
+            else:
+                yield term.name, weight * values[term.name]
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Evaluate the distillation loss; no logits are gathered, since `[B, T, V]` of a speech model is large."""
@@ -365,13 +373,7 @@ class DistillationTrainer(LanguageModelTrainer):
         return output
 
     def _enabled_terms(self, values: list[float]) -> dict[str, float]:
-        weights = (
-            self.args.cross_entropy_weight,
-            self.args.logits_weight,
-            self.args.hidden_weight,
-            self.args.attention_weight,
-        )
-        return {name: value for name, value, weight in zip(LOSS_NAMES, values[:4], weights, strict=True) if weight}
+        return {term.log_name: value for term, value in zip(TERMS, values, strict=False) if term.weight(self.args)}
 
     # ---- checkpoints ----
 
@@ -413,27 +415,3 @@ def _resolve_layer_map(student, teacher_config, layer_map, args: DistillationArg
     layer_map = LayerMap.every_third_ending_last(*depths) if layer_map is None else layer_map
     layer_map.check_depths(*depths)
     return layer_map
-
-
-def _attention_distance(
-    student: AttentionInputs, teacher: AttentionInputs, weights: torch.Tensor, relation_heads: tuple[int, int] | None
-) -> torch.Tensor:
-    """Distance of one pair of blocks: attention rows, or the mean of query and key relations where there are heads."""
-    if relation_heads is None:
-        return attention_kl(
-            student.query,
-            student.key,
-            teacher.query,
-            teacher.key,
-            weights,
-            student_scaling=student.scaling,
-            teacher_scaling=teacher.scaling,
-            mask=student.mask,
-        )
-    queries, keys = (
-        relation_kl(own, taught, weights, num_relation_heads=heads, mask=student.mask)
-        for own, taught, heads in zip(
-            (student.query, student.key), (teacher.query, teacher.key), relation_heads, strict=True
-        )
-    )
-    return (queries + keys) / 2

@@ -19,13 +19,14 @@ from ..training.layer_map import LayerMap
 from ..training.model_card import write_model_card
 from ..training.run_record import RunRecord
 from ..training.student_init import student_config, student_from_teacher
+from ..training.terms import TERMS
 from .loading import load_for_training
 from .recipe import RecipeArgument
 from .shipped import TEACHER
 from .train import make_dataset, pack
 
 # The baseline that distillation has to beat: the same pruned student on the data alone.
-WITHOUT_TEACHER = {"cross_entropy_weight": 1.0, "logits_weight": 0.0, "hidden_weight": 0.0, "attention_weight": 0.0}
+WITHOUT_TEACHER = {term.weight_field: float(not term.needs_teacher) for term in TERMS}
 # What Minitron ranks units, heads and channels on (arXiv 2407.14679).
 NUM_CALIBRATION_EXAMPLES = 1024
 

@@ -12,7 +12,8 @@ from ..eval.result_records import results_to_model_index
 from ..eval.results_table import MODELS, REQUIRED_KEYS, format_accuracy, report_to_markdown, suite_to_label
 from ..training.arguments import DistillationArguments
 from ..training.layer_map import LayerMap
-from ..training.model_card import describe_terms, escape_markdown
+from ..training.model_card import escape_markdown
+from ..training.terms import describe_terms
 from .run_facts import CorpusPart, RunFacts
 
 CHANCE = 0.5

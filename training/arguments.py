@@ -5,15 +5,11 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from .layer_map import LayerMap
-from .logits_losses import DIVERGENCES
-from .losses import HIDDEN_LOSSES
-
-ATTENTION_LOSSES = ("auto", "rows", "relations")
+from .terms import TERMS, TermArguments, check_terms
 
 
 @dataclass
-class DistillationArguments(TrainingArguments):
+class DistillationArguments(TermArguments, TrainingArguments):
     """Settings of [`DistillationTrainer`]; every weight multiplies a mean over the supervised tokens.
 
     A term whose weight is 0 is not computed at all. The paper (arXiv 2506.23670) publishes neither the weights nor the
@@ -25,74 +21,6 @@ class DistillationArguments(TrainingArguments):
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "stream_weights", "stream_temperatures"]
 
-    cross_entropy_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the cross-entropy on the data, in nats per token."}
-    )
-    logits_weight: float = field(
-        default=1.0,
-        metadata={"help": "Weight of temperature^2 * divergence over the vocabulary, in nats per token."},
-    )
-    hidden_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the hidden-state distance, averaged over the aligned blocks."}
-    )
-    attention_weight: float = field(
-        default=1.0,
-        metadata={
-            "help": "Weight of KL(teacher || student) between attention rows, averaged over aligned blocks and heads."
-        },
-    )
-    temperature: float = field(
-        default=2.0, metadata={"help": "Temperature that softens both distributions of the logits term; > 0."}
-    )
-    logits_loss: str = field(
-        default="forward_kl",
-        metadata={
-            "help": "Divergence of the logits term: 'forward_kl' (KL(teacher || student)), 'reverse_kl', or 'jsd' "
-            "(generalised Jensen-Shannon).",
-            "choices": list(DIVERGENCES),
-        },
-    )
-    jsd_beta: float = field(
-        default=0.5,
-        metadata={
-            "help": "Share of the teacher in the mixture of 'jsd': near 0 like forward KL, near 1 like reverse."
-        },
-    )
-    logits_chunk_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens whose logits are held at once; smaller saves memory. By default as many as fit into 32 MB "
-            "on a CPU and 256 MB on an accelerator, 2048 at most."
-        },
-    )
-    hidden_loss: str = field(
-        default="cosine",
-        metadata={
-            "help": "Distance between hidden states: 'cosine' (1 - cos, the paper's), 'mse', or 'normalized_mse' "
-            "(in units of the teacher's energy).",
-            "choices": list(HIDDEN_LOSSES),
-        },
-    )
-    hidden_layers: list[int] | None = field(
-        default=None, metadata={"help": "Student blocks whose hidden states are aligned; all of the layer map's."}
-    )
-    attention_loss: str = field(
-        default="auto",
-        metadata={
-            "help": "'rows' compares attention distributions head to head, 'relations' query-query and key-key maps "
-            "(MiniLMv2) of any head counts; 'auto' takes rows where both models have as many heads.",
-            "choices": list(ATTENTION_LOSSES),
-        },
-    )
-    attention_layers: list[int] | None = field(
-        default=None, metadata={"help": "Student blocks whose attention is aligned; all of the layer map's."}
-    )
-    num_relation_heads: int | None = field(
-        default=None,
-        metadata={
-            "help": "Heads of the relation maps; by default the greatest common divisor of both models' head counts."
-        },
-    )
     stream_weights: dict | str | None = field(
         default=None,
         metadata={
@@ -128,9 +56,9 @@ class DistillationArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite stops the run."})
 
     def __post_init__(self):
-        self._check_weights()
-        self._check_choices()
-        self._check_ranges()
+        check_terms(self)
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ValueError(f"`peak_tflops` must be a positive number of TFLOP/s; found {self.peak_tflops}.")
         super().__post_init__()
         self._check_streams()
         if self.needs_own_loss:
@@ -139,7 +67,7 @@ class DistillationArguments(TrainingArguments):
     @property
     def needs_teacher(self) -> bool:
         """Whether any enabled term compares the student with a teacher."""
-        return self.logits_weight > 0 or self.hidden_weight > 0 or self.attention_weight > 0
+        return any(term.needs_teacher and term.weight(self) for term in TERMS)
 
     @property
     def needs_own_loss(self) -> bool:
@@ -149,48 +77,7 @@ class DistillationArguments(TrainingArguments):
     @property
     def needs_layer_map(self) -> bool:
         """Whether any enabled term compares blocks."""
-        return self.hidden_weight > 0 or self.attention_weight > 0
-
-    def hidden_pairs(self, layer_map: LayerMap | None) -> tuple[tuple[int, int], ...]:
-        """(teacher block, student block) pairs whose hidden states are aligned; none where the term is off."""
-        return layer_map.restricted_to(self.hidden_layers).pairs if self.hidden_weight else ()
-
-    def attention_pairs(self, layer_map: LayerMap | None) -> tuple[tuple[int, int], ...]:
-        """(teacher block, student block) pairs whose attention is aligned; none where the term is off."""
-        return layer_map.restricted_to(self.attention_layers).pairs if self.attention_weight else ()
-
-    def _check_weights(self) -> None:
-        names = ("cross_entropy_weight", "logits_weight", "hidden_weight", "attention_weight")
-        for name in names:
-            weight = getattr(self, name)
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"`{name}` must be a finite number >= 0; found {weight}.")
-        if all(getattr(self, name) == 0 for name in names):
-            raise ValueError(f"At least one of {', '.join(names)} must be above 0.")
-
-    def _check_choices(self) -> None:
-        for name, choices in (
-            ("logits_loss", tuple(DIVERGENCES)),
-            ("hidden_loss", tuple(HIDDEN_LOSSES)),
-            ("attention_loss", ATTENTION_LOSSES),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {choices}; found {getattr(self, name)!r}.")
-
-    def _check_ranges(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"`temperature` must be a positive number; found {self.temperature}.")
-        if not 0 < self.jsd_beta < 1:
-            raise ValueError(
-                f"`jsd_beta` must lie between 0 and 1; found {self.jsd_beta}. At the ends the divergence is 0: choose "
-                "logits_loss='forward_kl' or 'reverse_kl'."
-            )
-        if self.logits_chunk_size is not None and self.logits_chunk_size < 1:
-            raise ValueError(f"`logits_chunk_size` must be at least 1 token; found {self.logits_chunk_size}.")
-        if self.num_relation_heads is not None and self.num_relation_heads < 1:
-            raise ValueError(f"`num_relation_heads` must be at least 1; found {self.num_relation_heads}.")
-        if self.peak_tflops is not None and not self.peak_tflops > 0:
-            raise ValueError(f"`peak_tflops` must be a positive number of TFLOP/s; found {self.peak_tflops}.")
+        return any(term.distance is not None and term.weight(self) for term in TERMS)
 
     def _check_streams(self) -> None:
         for name, bound in (("stream_weights", "at least 0"), ("stream_temperatures", "above 0")):

@@ -22,6 +22,7 @@ from .teacher_cache import (
     shard_files,
 )
 from .teacher_targets import TeacherTargets
+from .terms import aligned_pairs
 
 _NOWHERE = -1
 
@@ -70,9 +71,9 @@ class CachedTeacher:
     def check(self, arguments: DistillationArguments, layer_map: LayerMap | None) -> None:
         """Raise `ValueError` for a loss that cannot be computed from what was kept."""
         kept = self.settings
-        if arguments.attention_weight:
+        if aligned_pairs(arguments, layer_map, "attention_inputs"):
             raise ValueError("A teacher cache holds no attention maps; set attention_weight to 0 or run the teacher.")
-        needed = {teacher_block for teacher_block, _ in arguments.hidden_pairs(layer_map)}
+        needed = {teacher_block for teacher_block, _ in aligned_pairs(arguments, layer_map, "block_outputs")}
         if missing := sorted(needed - set(kept.hidden_blocks)):
             raise ValueError(
                 f"{self.folder} holds the hidden states of blocks {list(kept.hidden_blocks)}, and the hidden term "

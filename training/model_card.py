@@ -11,15 +11,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from ..data.storage import atomic_file
 from .arguments import CorrectionArguments, DistillationArguments
 from .layer_map import LayerMap
+from .terms import describe_terms
 
 CARD = "README.md"
 _MARKUP = re.compile(r"[\\`*_\[\]|~]|^[#>+-]")
-_TERMS = {
-    "cross_entropy_weight": "cross-entropy on the data",
-    "logits_weight": "logits: {logits_loss} at temperature {temperature:g}",
-    "hidden_weight": "hidden states: {hidden_loss}",
-    "attention_weight": "attention: {attention_loss}",
-}
 
 
 def escape_markdown(text: object) -> str:
@@ -33,23 +28,6 @@ def escape_markdown(text: object) -> str:
     """
     line = html.escape(" ".join(str(text).split()), quote=False)
     return _MARKUP.sub(lambda match: "\\" + match[0], line)
-
-
-def describe_terms(args: DistillationArguments) -> list[str]:
-    """One line for each loss term that counts, with its weight.
-
-    ```python
-    >>> describe_terms(DistillationArguments(hidden_weight=0, logits_weight=0, attention_weight=0.5, use_cpu=True))
-    ['cross-entropy on the data, weight 1', 'attention: auto, weight 0.5']
-
-    ```
-    """
-    settings = {name: getattr(args, name) for name in ("logits_loss", "temperature", "hidden_loss", "attention_loss")}
-    return [
-        f"{text.format(**settings)}, weight {weight:g}"
-        for name, text in _TERMS.items()
-        if (weight := getattr(args, name))
-    ]
 
 
 def read_licence(folder: str | os.PathLike) -> dict[str, str]:

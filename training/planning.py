@@ -16,6 +16,7 @@ from ..configuration_tinywave import TinyWaveConfig
 from ..modeling_tinywave import TinyWaveForCausalLM
 from .arguments import DistillationArguments
 from .layer_map import LayerMap
+from .terms import aligned_pairs
 from .throughput import forward_flops_per_token
 from .width_pruning import head_size
 
@@ -168,9 +169,9 @@ def flops_per_token(
     flops = {"student": 3 * forward_flops_per_token(student, seq_len)}
     if arguments.needs_teacher:
         flops["teacher"] = forward_flops_per_token(teacher, seq_len)
-    if arguments.attention_weight:
+    if pairs := aligned_pairs(arguments, layer_map, "attention_inputs"):
         product = 3 * _attention_product(student, seq_len) + _attention_product(teacher, seq_len)
-        flops["attention_alignment"] = len(arguments.attention_pairs(layer_map)) * product
+        flops["attention_alignment"] = len(pairs) * product
     return flops
 
 
@@ -296,7 +297,7 @@ def _alignment_bytes(
     teacher_heads = teacher.num_attention_heads + teacher.num_key_value_heads
     states = _FP32 * teacher.hidden_size
     attention = 2 * teacher_heads * head_size(teacher) + _FP32 * 2 * student.num_attention_heads * head_size(student)
-    pairs = arguments.hidden_pairs(layer_map), arguments.attention_pairs(layer_map)
+    pairs = [aligned_pairs(arguments, layer_map, reads) for reads in ("block_outputs", "attention_inputs")]
     return num_tokens * (len(pairs[0]) * states + len(pairs[1]) * attention)
 
 

@@ -14,6 +14,7 @@ from .attention_tap import ActivationTap, AttentionInputs
 from .decoder_pass import call_inside, decoder_inputs, flat_indices, run_decoder, take
 from .layer_map import LayerMap
 from .logits_losses import HeadLogits, TeacherLogits
+from .terms import aligned_pairs
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class OnlineTeacher:
         self._with_logits = arguments.logits_weight > 0
         self._tap = ActivationTap(
             model,
-            hidden_blocks=sorted({teacher_block for teacher_block, _ in arguments.hidden_pairs(layer_map)}),
-            attention_blocks=sorted({teacher_block for teacher_block, _ in arguments.attention_pairs(layer_map)}),
+            hidden_blocks=sorted({block for block, _ in aligned_pairs(arguments, layer_map, "block_outputs")}),
+            attention_blocks=sorted({block for block, _ in aligned_pairs(arguments, layer_map, "attention_inputs")}),
         )
 
     def check(self, arguments: DistillationArguments, layer_map: LayerMap | None) -> None:
