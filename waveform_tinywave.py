@@ -4,6 +4,7 @@ Every waveform that enters the package, from a file, a data set, a microphone or
 """
 
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,10 +22,12 @@ SILENCE_PEAK = 1e-4
 CLIPPED_SHARE = 0.005
 """Share of samples at full scale above which clipping is reported."""
 _INTEGER_TYPES = ("uint8", "int16", "int32")
-# A mix is lost where its level is below this share of the loudest channel's, -8 dB: channels of opposite phase cancel.
-# A channel beside a silent one keeps half.
-_MIN_MIX_LEVEL = 0.4
+# Channels of opposite phase cancel where the level of their sum is below this share of the loudest one's, -2 dB.
+# Beside silent channels, as in 5.1 sound with one speaker in the middle, the sum keeps the level of the loudest.
+_MIN_SUM_LEVEL = 0.8
+_MIN_CHANNEL_LEVEL = 0.4
 _MIN_ACTIVE_LEVEL = 0.01
+_PART_FRAMES = 2**20
 
 
 class AudioError(ValueError):
@@ -92,10 +95,11 @@ def convert_waveform(
         check_num_channels(samples.shape[1], name)
     if len(samples) == 0:
         raise AudioError(f"{name} holds no audio samples; expected speech")
-    if not np.isfinite(samples).all():
+    # Extremes are NaN or infinite where a sample is, and take no memory.
+    peak = float(max(-samples.min(), samples.max()))
+    if not np.isfinite(peak):
         bad = int((~np.isfinite(samples)).sum())
         raise AudioError(f"{name} holds {bad} NaN or infinite samples; expected finite samples in [-1, 1]")
-    peak = float(np.abs(samples).max())
     if peak > MAX_PEAK:
         raise AudioError(
             f"{name} has a peak of {peak:,.6g}; expected samples in [-1, 1]. Divide samples in the scale of 16-bit "
@@ -112,8 +116,8 @@ def mix_channels(samples: np.ndarray, sampling_rate: int, name: str = "the wavef
     """Mix channels to one without cancelling them.
 
     The mix is the mean of the channels. Where channels of opposite phase cancel in it, the loudest channel is used
-    instead, and a warning is issued: a quarter of a second counts as cancelled when the level of the mix is more than
-    8 dB below that of its loudest channel.
+    instead, and a warning is issued: a quarter of a second counts as cancelled when the level of the sum is more than
+    2 dB below that of its loudest channel.
 
     Args:
         samples: shape `(samples, channels)`, floats.
@@ -123,9 +127,10 @@ def mix_channels(samples: np.ndarray, sampling_rate: int, name: str = "the wavef
     Returns:
         `np.ndarray` of shape `(samples,)`.
     """
+    num_channels = samples.shape[1]
+    if num_channels == 1:
+        return samples[:, 0]
     mean = samples.mean(axis=1)
-    if samples.shape[1] == 1:
-        return mean
     block = max(1, sampling_rate // 4)
     levels = _block_levels(samples, block)
     energy = (levels**2).sum(axis=0)
@@ -133,8 +138,11 @@ def mix_channels(samples: np.ndarray, sampling_rate: int, name: str = "the wavef
     loudest = levels.max(axis=1)
     is_active = loudest > max(SILENCE_PEAK, _MIN_ACTIVE_LEVEL * float(loudest.max()))
     is_lost = {
-        number: is_active & (_block_levels(mix[:, None], block)[:, 0] < _MIN_MIX_LEVEL * loudest)
-        for number, mix in ((None, mean), (loudest_channel, samples[:, loudest_channel]))
+        number: is_active & (_block_levels(mix[:, None], block)[:, 0] < share * loudest)
+        for number, mix, share in (
+            (None, mean, _MIN_SUM_LEVEL / num_channels),
+            (loudest_channel, samples[:, loudest_channel], _MIN_CHANNEL_LEVEL),
+        )
     }
     if not is_lost[None].any():
         return mean
@@ -143,7 +151,7 @@ def mix_channels(samples: np.ndarray, sampling_rate: int, name: str = "the wavef
         return mean
     report_audio(
         f"{name} has channels of opposite phase, which cancel when they are mixed; channel {loudest_channel + 1} of "
-        f"{samples.shape[1]} is used"
+        f"{num_channels} is used"
     )
     return samples[:, loudest_channel]
 
@@ -155,10 +163,14 @@ def _to_float(samples: np.ndarray, name: str) -> np.ndarray:
             "bits, of shape (samples,) or (samples, channels)"
         )
     if samples.dtype.kind == "f":
-        return samples
+        # Of other widths and orders of bytes soxr knows nothing.
+        return samples if samples.dtype in (np.float32, np.float64) else samples.astype(np.float32)
     information = np.iinfo(samples.dtype)
     middle = 128 if information.min == 0 else 0
-    return ((samples.astype(np.float64) - middle) / ((information.max + 1) - middle)).astype(np.float32)
+    floats = samples.astype(np.float32)
+    floats -= middle
+    floats /= (information.max + 1) - middle
+    return floats
 
 
 def _report_levels(samples: np.ndarray, peak: float, name: str) -> None:
@@ -166,7 +178,7 @@ def _report_levels(samples: np.ndarray, peak: float, name: str) -> None:
         report_audio(f"{name} is silent: its peak is {peak:.1e} of full scale")
     elif float(np.ptp(samples, axis=0).max()) < 2 * SILENCE_PEAK:
         report_audio(f"{name} is silent: its samples are constant, at most {peak:.1e} of full scale")
-    clipped = float((np.abs(samples) >= 0.9999).mean())
+    clipped = sum(np.count_nonzero(np.abs(part) >= 0.9999) for part in _parts(samples)) / samples.size
     if clipped > CLIPPED_SHARE:
         report_audio(f"{name} is clipped: {clipped:.1%} of its samples are at full scale or beyond")
 
@@ -176,11 +188,21 @@ def _block_levels(samples: np.ndarray, block: int) -> np.ndarray:
 
     Without the mean, so that a constant offset of a sound card does not count as sound.
     """
+    return np.concatenate([_levels_of_part(part, block) for part in _parts(samples, block)])
+
+
+def _levels_of_part(samples: np.ndarray, block: int) -> np.ndarray:
     starts = np.arange(0, len(samples), block)
     lengths = np.diff(np.append(starts, len(samples)))[:, None]
     means = np.add.reduceat(samples, starts, axis=0, dtype=np.float64) / lengths
     power = np.add.reduceat(np.square(samples, dtype=np.float64), starts, axis=0) / lengths
     return np.sqrt(np.maximum(power - np.square(means), 0.0))
+
+
+def _parts(samples: np.ndarray, block: int = 1) -> Iterator[np.ndarray]:
+    """Samples in parts of whole blocks, so that intermediate results take little memory."""
+    length = max(1, _PART_FRAMES // block) * block
+    return (samples[start : start + length] for start in range(0, len(samples), length))
 
 
 def _resample(mono: np.ndarray, source_rate: float, sampling_rate: int, name: str) -> np.ndarray:

@@ -1,9 +1,11 @@
 """Decode audio files of any format, by their content and to the end.
 
-libsndfile reads the formats that it reads whole; FFmpeg's libraries (PyAV) read the others: MP3, chained Ogg, joined
-or piped FLAC, AAC and other containers. The length in a header is only compared with what was decoded.
+libsndfile reads the formats that it reads whole; FFmpeg's libraries (PyAV) read the others: MP3, Ogg, AAC and other
+containers. Joined files are decoded one by one. The length in a header is only compared with what was decoded.
 """
 
+import contextlib
+import ctypes
 import io
 import mmap
 import os
@@ -15,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 import av
 import numpy as np
 import soundfile
+from av.audio.frame import format_dtypes
 
 from ..waveform_tinywave import AudioError, check_num_channels, check_sampling_rate, report_audio
 
@@ -24,19 +27,33 @@ EXPECTED = "expected an audio file such as WAV, FLAC, OGG, MP3 or M4A"
 _BLOCK_FRAMES = 2**18
 # FFmpeg's demuxers of audio and of containers that hold it. Others, playlists among them, may open further files.
 _DEMUXERS = (
-    "aac,ac3,aiff,amr,ape,asf,au,avi,avr,caf,eac3,epaf,flac,flv,gsm,iff,ircam,loas,matroska,mov,mp3,mpeg,mpegts,"
-    "nistsphere,ogg,pvf,sds,tta,voc,w64,wav,webm,wv"
+    "aac,ac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,dts,dtshd,eac3,epaf,flac,flv,gsm,iff,ircam,loas,matroska,mlp,mov,mp3,"
+    "mpc,mpc8,mpeg,mpegts,nistsphere,nut,ogg,pvf,sds,sox,tak,truehd,tta,voc,w64,wav,webm,wv"
 )
 # With a file object and no protocol, nothing in a file can make FFmpeg open another one.
 _FFMPEG_OPTIONS = {"format_whitelist": _DEMUXERS, "protocol_whitelist": ""}
+# libsndfile reads MP3 up to an estimated length, and takes the headers between the blocks of VOC for samples; some W64
+# files of other programs it reads as noise.
+_READ_BY_FFMPEG_FIRST = (b"OggS", b"riff\x2e\x91\xcf\x11", b"Creative Voice File")
 # Chunks of which a file consists as a whole, and the order of the bytes of its size.
 _WHOLE_FILE_CHUNKS = {b"RIFF": "little", b"FORM": "big"}
-# libsndfile reads MP3 up to an estimated length, and of chained Ogg the first stream only.
-_READ_BY_FFMPEG_FIRST = (b"OggS", b"ID3")
+# Before STREAMINFO, which is 34 bytes long; and of a tag before MP3 its version, flags, and size of 7 bits a byte.
+_FLAC_BEGINNING = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
+_ID3_BEGINNING = re.compile(rb"ID3[\x02-\x04]\x00[\x00\x10-\xf0][\x00-\x7f]{4}")
+# FFmpeg's names of the containers that state a length exactly; others estimate it, or state that of another stream.
+_PCM_CONTAINERS = ("wav", "aiff", "au", "w64")
+_EXACT_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "mp3", "caf", "tta", "wv", "ape")
+_EXACT_SUBTYPES = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 _LONGEST_PROMISE = 2**40
 # What libsndfile's log says of a chunk that is longer than the file: `data : 95680 (should be 47818)`.
 _SHORT_CHUNK = re.compile(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
 _UNKNOWN_CHUNK_BYTES = 0x7FFFFF00
+# Encoders round a length up to whole packets, and some containers count those that only fill the decoder.
+_MAX_PADDING_SECONDS = 0.2
+
+
+class UnreadableAudioError(AudioError):
+    """Content that no decoder can read."""
 
 
 class Block(NamedTuple):
@@ -47,20 +64,18 @@ class Block(NamedTuple):
 
 
 class DecodedAudio(NamedTuple):
-    """All blocks of a file, the frames that its header promises (0 where it does not), and what was damaged."""
+    """What a file decodes to: a block for each run of one sampling rate, number of channels and type of samples.
+
+    `promised_seconds`: what its header states, 0 where it does not. `damage`: what could not be decoded, or "".
+    """
 
     blocks: list[Block]
-    promised_frames: int = 0
+    promised_seconds: float = 0.0
     damage: str = ""
 
     @property
-    def num_frames(self) -> int:
-        """Frames that were decoded."""
-        return sum(len(block.samples) for block in self.blocks)
-
-    @property
     def seconds(self) -> float:
-        """Length of what was decoded, in seconds."""
+        """Length of what was decoded."""
         return sum(len(block.samples) / block.sampling_rate for block in self.blocks)
 
 
@@ -104,7 +119,7 @@ def open_source(source: str | os.PathLike | bytes | BinaryIO, name: str) -> Bina
 
 
 def decode_audio(file: BinaryIO, name: str, max_seconds: float | None = None) -> DecodedAudio:
-    """Decode a file with one library, and with the other where the first gives nothing.
+    """Decode a file, or the files that were joined to it, each with one library or, where that gives nothing, another.
 
     Args:
         file: seekable binary file.
@@ -114,66 +129,96 @@ def decode_audio(file: BinaryIO, name: str, max_seconds: float | None = None) ->
     Raises:
         AudioError: for what is not audio, is too long, or has an impossible sampling rate or number of channels.
     """
+    starts = _beginnings(file)
+    if len(starts) == 1:
+        return _decode_part(file, _Collector(name, max_seconds, []))
+    ends = [*starts[1:], file.seek(0, os.SEEK_END)]
+    blocks, promised, damage = [], 0.0, ""
+    for start, end in zip(starts, ends, strict=True):
+        file.seek(start)
+        try:
+            part = _decode_part(io.BytesIO(file.read(end - start)), _Collector(name, max_seconds, blocks))
+        except UnreadableAudioError as error:
+            damage = damage or str(error)
+            continue
+        promised += max(part.promised_seconds, part.seconds)
+        damage = damage or part.damage
+        blocks += part.blocks
+    if not blocks:
+        raise UnreadableAudioError(damage)
+    return DecodedAudio(blocks, promised, damage)
+
+
+def _decode_part(file: BinaryIO, collector: "_Collector") -> DecodedAudio:
     attempts = [_decode_with_soundfile, _decode_with_ffmpeg]
-    head = file.read(12)
     file.seek(0)
-    if _is_ffmpeg_first(file, head):
+    if _is_ffmpeg_first(file.read(32)):
         attempts.reverse()
-    parts = _joined_files(file, head)
-    if len(parts) > 1:
-        decoded = [decode_audio(part, name, max_seconds) for part in parts]
-        return DecodedAudio([block for part in decoded for block in part.blocks])
     reasons = []
     for attempt in attempts:
-        file.seek(0)
         try:
-            decoded = attempt(file, name, max_seconds)
+            decoded = attempt(file, collector.restart())
+        except AudioError:
+            raise
         except (soundfile.SoundFileError, av.FFmpegError, RuntimeError, ValueError, EOFError, OSError) as error:
-            if isinstance(error, AudioError):
-                raise
-            reasons.append(str(getattr(error, "error_string", None) or error))
+            reasons.append(_reason(error))
             continue
-        if decoded.num_frames:
+        if decoded.blocks:
             return decoded
         reasons.append(decoded.damage or "it holds no audio samples")
-    raise AudioError(f"{name} is not audio that can be read ({reasons[0].rstrip('.')}); {EXPECTED}")
+    raise UnreadableAudioError(
+        f"{collector.name} is not audio that can be read ({reasons[0].rstrip('.')}); {EXPECTED}"
+    )
 
 
-def _is_ffmpeg_first(file: BinaryIO, head: bytes) -> bool:
-    is_mpeg_audio = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
-    if head.startswith(_READ_BY_FFMPEG_FIRST) or is_mpeg_audio:
-        return True
-    return head.startswith(b"fLaC") and _occurs_again(file, b"fLaC")
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error)
 
 
-def _occurs_again(file: BinaryIO, marker: bytes) -> bool:
-    """Whether a file holds a marker after its beginning."""
-    if isinstance(file, io.BytesIO):
-        with file.getbuffer() as buffer:
-            return bytes(buffer).find(marker, len(marker)) >= 0
-    try:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(marker, len(marker)) >= 0
-    except (OSError, ValueError, AttributeError):
-        content = file.read()
-        file.seek(0)
-        return content.find(marker, len(marker)) >= 0
+def _is_ffmpeg_first(head: bytes) -> bool:
+    return _is_mpeg_audio(head) or head.startswith(_READ_BY_FFMPEG_FIRST)
 
 
-def _joined_files(file: BinaryIO, head: bytes) -> list[BinaryIO]:
-    """The WAV or AIFF files that were written one after the other into one file, as `cat` does."""
-    order = _WHOLE_FILE_CHUNKS.get(head[:4])
-    if order is None:
-        return [file]
-    size = int.from_bytes(head[4:8], order) + 8
-    end = file.seek(0, os.SEEK_END)
-    file.seek(min(size, end))
-    is_joined = file.read(4) == head[:4]
+def _is_mpeg_audio(head: bytes) -> bool:
+    return head.startswith(b"ID3") or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0)
+
+
+# Joined files
+
+
+def _beginnings(file: BinaryIO) -> list[int]:
+    """Where the files begin that were written one after the other into one file, as `cat` and web radios do."""
     file.seek(0)
-    if not is_joined:
-        return [file]
-    first, rest = io.BytesIO(file.read(size)), io.BytesIO(file.read())
-    return [first, *_joined_files(rest, rest.getvalue()[:12])]
+    head = file.read(12)
+    if head[:4] in _WHOLE_FILE_CHUNKS:
+        return _chunk_beginnings(file, head[:4])
+    pattern = _FLAC_BEGINNING if head.startswith(b"fLaC") else _ID3_BEGINNING if _is_mpeg_audio(head) else None
+    if pattern is not None:
+        with _content_of(file) as content:
+            return [0, *(found.start() for found in pattern.finditer(content) if found.start())]
+    if head.startswith(b"OggS"):
+        return [page.start for page in _ogg_pages(file) if page.begins_file] or [0]
+    return [0]
+
+
+def _chunk_beginnings(file: BinaryIO, marker: bytes) -> list[int]:
+    starts, position = [], 0
+    while file.seek(position) == position and (head := file.read(8))[:4] == marker and len(head) == 8:
+        starts.append(position)
+        position += int.from_bytes(head[4:], _WHOLE_FILE_CHUNKS[marker]) + 8
+    return starts
+
+
+@contextlib.contextmanager
+def _content_of(file: BinaryIO) -> Iterator[bytes | mmap.mmap]:
+    """All bytes of a file, without reading it where that can be."""
+    file.seek(0)
+    try:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError, AttributeError):
+        content = contextlib.nullcontext(file.read())
+    with content as readable:
+        yield readable
 
 
 class _GuardedFile:
@@ -193,54 +238,92 @@ class _GuardedFile:
             return self._file.tell()
 
 
-class _Limit:
-    """Counts what is decoded, and refuses what is too long before more of it is kept."""
+class _Collector:
+    """Joins decoded frames, and refuses what is too long before more of it is kept.
 
-    def __init__(self, name: str, max_seconds: float | None):
-        self.name, self.max_seconds = name, max_seconds
-        self.seconds, self.num_samples = 0.0, 0
+    `earlier`: blocks of the same file, which count towards the limits.
+    """
 
-    def check_promise(self, num_frames: int, sampling_rate: int) -> None:
+    def __init__(self, name: str, max_seconds: float | None, earlier: list[Block]):
+        self.name, self.max_seconds, self._earlier = name, max_seconds, earlier
+        self.restart()
+
+    def restart(self) -> "_Collector":
+        """Forget what was added."""
+        self._seconds = sum(len(block.samples) / block.sampling_rate for block in self._earlier)
+        self._num_samples = sum(block.samples.size for block in self._earlier)
+        self._blocks, self._lengths = [], []
+        return self
+
+    def check_promise(self, seconds: float) -> None:
         """Refuse a file whose header promises more than the limit."""
-        if self.max_seconds is not None and num_frames > self.max_seconds * sampling_rate:
-            raise AudioError(self._message(f"{num_frames / sampling_rate:.1f} s"))
+        if self.max_seconds is not None and seconds > self.max_seconds:
+            raise AudioError(self._message(f"{seconds:.1f} s"))
 
-    def add(self, block: Block) -> Block:
-        check_sampling_rate(block.sampling_rate, self.name)
-        check_num_channels(block.samples.shape[1], self.name)
-        self.seconds += len(block.samples) / block.sampling_rate
-        self.num_samples += block.samples.size
-        if self.max_seconds is not None and self.seconds > self.max_seconds:
+    def add(self, samples: np.ndarray, sampling_rate: int) -> None:
+        check_sampling_rate(sampling_rate, self.name)
+        check_num_channels(samples.shape[1], self.name)
+        self._seconds += len(samples) / sampling_rate
+        self._num_samples += samples.size
+        if self.max_seconds is not None and self._seconds > self.max_seconds:
             raise AudioError(self._message(f"more than {self.max_seconds:g} s"))
-        if self.num_samples > MAX_DECODED_SAMPLES:
+        if self._num_samples > MAX_DECODED_SAMPLES:
             raise AudioError(f"{self.name} decodes to more than {MAX_DECODED_SAMPLES:,} samples; cut it into parts")
-        return block
+        if len(samples):
+            self._append(samples, sampling_rate)
+
+    def _append(self, samples: np.ndarray, sampling_rate: int) -> None:
+        last = self._blocks[-1] if self._blocks else None
+        kind = (sampling_rate, samples.shape[1], samples.dtype)
+        if last is None or kind != (last.sampling_rate, last.samples.shape[1], last.samples.dtype):
+            self._finish_last()
+            last = Block(np.empty(samples.shape, samples.dtype), sampling_rate)
+            self._blocks.append(last)
+            self._lengths.append(0)
+        start, end = self._lengths[-1], self._lengths[-1] + len(samples)
+        if end > len(last.samples):
+            # The system moves a large array without copying it, so that no second one is held.
+            last.samples.resize((max(end, len(last.samples) * 5 // 4), samples.shape[1]), refcheck=False)
+        last.samples[start:end] = samples
+        self._lengths[-1] = end
+
+    def _finish_last(self) -> None:
+        if self._blocks:
+            samples = self._blocks[-1].samples
+            samples.resize((self._lengths[-1], samples.shape[1]), refcheck=False)
+
+    def blocks(self) -> list[Block]:
+        """Return what was added."""
+        self._finish_last()
+        return self._blocks
 
     def _message(self, length: str) -> str:
         return f"{self.name} lasts {length}; at most {self.max_seconds:g} s are accepted, so cut it first"
 
 
-def _decode_with_soundfile(file: BinaryIO, name: str, max_seconds: float | None) -> DecodedAudio:
-    limit = _Limit(name, max_seconds)
+def _decode_with_soundfile(file: BinaryIO, collector: _Collector) -> DecodedAudio:
+    file.seek(0)
+    damage = ""
     with soundfile.SoundFile(_GuardedFile(file)) as opened:
-        check_sampling_rate(opened.samplerate, name)
-        check_num_channels(opened.channels, name)
-        promised = _promised_frames(opened)
-        limit.check_promise(min(promised, opened.frames), opened.samplerate)
-        blocks, damage = [], ""
+        check_sampling_rate(opened.samplerate, collector.name)
+        check_num_channels(opened.channels, collector.name)
+        promised = _promised_frames(opened) / opened.samplerate
+        collector.check_promise(min(promised, opened.frames / opened.samplerate))
         block_frames = max(1, _BLOCK_FRAMES // opened.channels)
         try:
             while len(samples := opened.read(block_frames, dtype="float32", always_2d=True)):
-                blocks.append(limit.add(Block(samples, opened.samplerate)))
+                collector.add(samples, opened.samplerate)
         except (soundfile.LibsndfileError, RuntimeError) as error:
-            damage = str(getattr(error, "error_string", None) or error)
-        if damage or opened.frames >= _LONGEST_PROMISE:
-            # What libsndfile stops at, FFmpeg may pass.
-            file.seek(0)
-            other = _decode_with_ffmpeg(file, name, max_seconds)
-            if other.num_frames >= sum(len(block.samples) for block in blocks):
-                return other._replace(promised_frames=promised)
-    return DecodedAudio(blocks, promised, damage)
+            damage = _reason(error)
+        is_endless = opened.frames >= _LONGEST_PROMISE
+    decoded = DecodedAudio(collector.blocks(), promised, damage)
+    if damage or is_endless:
+        # What libsndfile stops at, FFmpeg may pass.
+        with contextlib.suppress(UnreadableAudioError, av.FFmpegError, OSError, ValueError):
+            other = _decode_with_ffmpeg(file, collector.restart())
+            if other.seconds >= decoded.seconds:
+                return other._replace(promised_seconds=promised)
+    return decoded
 
 
 def _promised_frames(opened: soundfile.SoundFile) -> int:
@@ -253,36 +336,40 @@ def _promised_frames(opened: soundfile.SoundFile) -> int:
     return round(opened.frames * int(found[1]) / int(found[2]))
 
 
-def _decode_with_ffmpeg(file: BinaryIO, name: str, max_seconds: float | None) -> DecodedAudio:
-    limit = _Limit(name, max_seconds)
-    promised = _promised_by_ogg(file)
-    has_length = _has_length(file)
+def _decode_with_ffmpeg(file: BinaryIO, collector: _Collector) -> DecodedAudio:
+    promised, damage = _promised_by_ogg(file)
+    has_xing = _has_xing(file)
     file.seek(0)
     with av.open(file, options=_FFMPEG_OPTIONS, metadata_errors="ignore") as container:
         if not container.streams.audio:
-            raise AudioError(f"{name} has no audio stream; {EXPECTED}")
+            raise UnreadableAudioError(f"{collector.name} has no audio stream; {EXPECTED}")
         stream = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
         if stream is None:
             raise ValueError("FFmpeg has no decoder for its audio stream")
         if stream.rate:
-            check_sampling_rate(stream.rate, name)
-        if has_length and stream.rate:
-            promised = max(promised, _promised_by_stream(stream))
-            limit.check_promise(promised, stream.rate)
-        blocks, damage = [], ""
+            check_sampling_rate(stream.rate, collector.name)
+            promised = promised / stream.rate
+        if has_xing or container.format.name != "mp3":
+            promised = max(promised, _promised_by_container(container, stream))
+            collector.check_promise(promised)
         for frames in _decoded_packets(container, stream):
             if isinstance(frames, str):
-                damage = frames
+                damage = damage or frames
             else:
-                blocks += [limit.add(_to_block(frame)) for frame in frames]
-    return DecodedAudio(blocks, promised, damage)
+                for frame in filter(lambda frame: frame.samples, frames):
+                    collector.add(_to_samples(frame), frame.sample_rate)
+    return DecodedAudio(collector.blocks(), promised, damage)
 
 
-def _promised_by_stream(stream) -> int:
-    """The frames that a container states: by their number in uncompressed audio, else by the duration."""
-    num_frames = stream.frames if stream.codec_context.name.startswith("pcm") else 0
-    duration = float(stream.duration * stream.time_base) * stream.rate if stream.duration else 0
-    return max(num_frames, round(duration))
+def _promised_by_container(container, stream) -> float:
+    """The seconds that a container states where that is no estimate, else 0."""
+    name = container.format.name
+    if name in _EXACT_CONTAINERS or (name in _PCM_CONTAINERS and stream.codec_context.name.startswith("pcm")):
+        return float(stream.duration * stream.time_base) if stream.duration else 0.0
+    # Matroska counts what an encoder of MP3 puts before and after the sound.
+    if name == "matroska,webm" and len(container.streams) == 1 and not stream.codec_context.name.startswith("mp3"):
+        return (container.duration or 0) / av.time_base
+    return 0.0
 
 
 def _decoded_packets(container, stream) -> Iterator[list | str]:
@@ -290,70 +377,92 @@ def _decoded_packets(container, stream) -> Iterator[list | str]:
     packets = container.demux(stream)
     while True:
         try:
-            packet = next(packets)
-            yield packet.decode()
+            yield next(packets).decode()
         except StopIteration:
             return
-        except av.InvalidDataError as error:
-            yield str(error.strerror or error)
         except (av.FFmpegError, OSError) as error:
-            yield str(error)
-            return
+            yield _reason(error)
 
 
-def _to_block(frame) -> Block:
-    """A frame of FFmpeg as floats: planar `(channels, frames)`, or packed `(1, frames * channels)`."""
-    num_channels = frame.layout.nb_channels
-    samples = frame.to_ndarray()
-    samples = samples.T if frame.format.is_planar else samples.reshape(-1, num_channels)
-    return Block(samples, frame.sample_rate)
+def _to_samples(frame) -> np.ndarray:
+    """The samples of a frame of FFmpeg, `(frames, channels)`."""
+    layout = frame.layout
+    if " channels (" in layout.name:
+        # PyAV frees the channel map of such a layout with the frame and again with this object, which must not end.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))
+    if not frame.format.is_planar:
+        return frame.to_ndarray().reshape(-1, layout.nb_channels)
+    # `to_ndarray` reads beyond the planes where there are eight or more.
+    planes = frame.planes[: layout.nb_channels]
+    kind = np.dtype(format_dtypes[frame.format.name])
+    return np.stack([np.frombuffer(plane, kind, frame.samples) for plane in planes], axis=1)
 
 
 # Files that end early
 
 
-def _has_length(file: BinaryIO) -> bool:
-    """Whether a header states a length that is no estimate: not so in MP3 without a Xing frame, in AAC and in Ogg."""
+def _has_xing(file: BinaryIO) -> bool:
+    """Whether the first frame of an MP3 file states the number of frames."""
     file.seek(0)
     head = file.read(10)
     if head.startswith(b"ID3"):
         size = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=False))
         file.seek(size + 10)
         head = file.read(10)
-    is_mpeg_audio = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
-    if is_mpeg_audio:
-        frame = head + file.read(200)
-        return b"Xing" in frame or b"Info" in frame
-    return not head.startswith((b"OggS", b"fLaC"))
+    frame = head + file.read(200)
+    return b"Xing" in frame or b"Info" in frame
 
 
-def _promised_by_ogg(file: BinaryIO) -> int:
-    """Frames up to the last page of an Ogg file where that page is cut off, else 0."""
+class _OggPage(NamedTuple):
+    start: int
+    begins_file: bool
+    begins_stream: bool
+    is_last: bool
+    granule: int
+    is_whole: bool
+
+
+def _ogg_pages(file: BinaryIO) -> Iterator[_OggPage]:
+    """The pages of an Ogg file (RFC 3533), past what is damaged between them."""
+    end = file.seek(0, os.SEEK_END)
+    position, in_beginnings = 0, False
+    while position < end:
+        file.seek(position)
+        head = file.read(27 + 255)
+        if not head.startswith(b"OggS"):
+            found = head.find(b"OggS", 1)
+            position += found if found > 0 else max(1, len(head) - 3)
+            continue
+        if len(head) < 27:
+            return
+        length = 27 + head[26] + sum(head[27 : 27 + head[26]])
+        granule = int.from_bytes(head[6:14], "little", signed=True)
+        begins_stream, is_last = bool(head[5] & 2), bool(head[5] & 4)
+        # Streams side by side begin together.
+        begins_file = begins_stream and not in_beginnings
+        yield _OggPage(position, begins_file, begins_stream, is_last, granule, position + length <= end)
+        position, in_beginnings = position + length, begins_stream
+
+
+def _promised_by_ogg(file: BinaryIO) -> tuple[int, str]:
+    """Frames up to the last page of an Ogg stream where that page is cut off, else 0, and what is missing."""
     file.seek(0)
     if file.read(4) != b"OggS":
-        return 0
-    end = file.seek(0, os.SEEK_END)
-    file.seek(max(0, end - 2**17))
-    tail = file.read()
-    start = tail.rfind(b"OggS")
-    page = tail[start:]
-    if start < 0 or len(page) < 27:
-        return 0
-    num_segments = page[26]
-    length = 27 + num_segments + sum(page[27 : 27 + num_segments])
-    granule = int.from_bytes(page[6:14], "little", signed=True)
-    return granule if length > len(page) and granule > 0 else 0
+        return 0, ""
+    pages = list(_ogg_pages(file))
+    if sum(page.begins_stream for page in pages) != 1:
+        return 0, ""
+    granule = 0 if pages[-1].is_whole else max(0, pages[-1].granule)
+    return granule, "" if pages[-1].is_last else "the last page of its stream is missing"
 
 
 def report_early_end(decoded: DecodedAudio, name: str) -> None:
     """Warn of a file that ends before its header says, with both lengths, or that is damaged."""
-    rate = decoded.blocks[0].sampling_rate
-    seconds, promised = decoded.num_frames / rate, decoded.promised_frames / rate
-    # Encoders round a length up to whole packets.
-    if promised > seconds + 0.1:
+    seconds, promised = decoded.seconds, decoded.promised_seconds
+    if promised > seconds + _MAX_PADDING_SECONDS:
         report_audio(f"{name} ends early: {seconds:.2f} s of the {promised:.2f} s that its header states can be read")
     elif decoded.damage:
-        report_audio(f"{name} is damaged ({decoded.damage}); {seconds:.2f} s can be read")
+        report_audio(f"{name} is damaged ({decoded.damage.removeprefix(name).strip()}); {seconds:.2f} s can be read")
 
 
 # Recognition
@@ -363,15 +472,17 @@ def header_seconds(file: BinaryIO) -> float | None:
     """Return the length in seconds that the header of uncompressed audio or FLAC states; None for other files."""
     head = file.read(12)
     file.seek(0)
-    if not _is_audio_head(head) or _is_ffmpeg_first(file, head):
+    if not _is_audio_head(head) or len(_beginnings(file)) > 1:
         return None
+    file.seek(0)
     try:
         information = soundfile.info(_GuardedFile(file))
     except (soundfile.SoundFileError, RuntimeError, TypeError):
         return None
     finally:
         file.seek(0)
-    return information.duration if 0 < information.frames < _LONGEST_PROMISE else None
+    is_exact = information.format == "FLAC" or information.subtype.startswith(_EXACT_SUBTYPES)
+    return information.duration if is_exact and 0 < information.frames < _LONGEST_PROMISE else None
 
 
 def has_audio(file: BinaryIO) -> bool:

@@ -6,7 +6,6 @@
 import io
 import os
 from collections.abc import Callable, Iterable
-from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +14,6 @@ import soundfile
 
 from ..waveform_tinywave import AudioError, AudioWarning, convert_waveform
 from .audio_decoding import (
-    Block,
     decode_audio,
     describe_source,
     has_audio,
@@ -75,29 +73,12 @@ def load_audio(
         if content is not source:
             content.close()
     report_early_end(decoded, name)
-    keys = [
-        (key, len(list(blocks)))
-        for key, blocks in groupby(decoded.blocks, lambda block: (block.sampling_rate, block.samples.shape[1]))
-    ]
+    names = [name] if len(decoded.blocks) == 1 else [f"{name}, part {n}" for n in range(1, len(decoded.blocks) + 1)]
     pieces = [
-        convert_waveform(_take_blocks(decoded.blocks, num_blocks), rate, sampling_rate, name)
-        for (rate, _), num_blocks in keys
+        convert_waveform(block.samples, block.sampling_rate, sampling_rate, part)
+        for block, part in zip(decoded.blocks, names, strict=True)
     ]
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
-def _take_blocks(blocks: list[Block], num_blocks: int) -> np.ndarray:
-    """Remove the first blocks of a list and join their samples; each is released when it has been copied."""
-    taken = blocks[:num_blocks][::-1]
-    del blocks[:num_blocks]
-    samples = np.empty((sum(len(block.samples) for block in taken), taken[0].samples.shape[1]), taken[0].samples.dtype)
-    start = 0
-    while taken:
-        block = taken.pop().samples
-        samples[start : start + len(block)] = block
-        start += len(block)
-        del block
-    return samples
 
 
 def audio_seconds(source: str | os.PathLike | bytes | BinaryIO) -> float:

@@ -4,10 +4,12 @@ import io
 import os
 import re
 import struct
+import subprocess
 import tracemalloc
 import warnings
 
 import av
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
@@ -212,6 +214,22 @@ def test_speech_whose_phase_turns_in_the_middle_is_not_cancelled():
 
 
 @pytest.mark.filterwarnings("error")
+def test_one_speaker_in_the_middle_of_six_channels_is_no_opposite_phase():
+    samples = np.zeros((len(speech()), 6), np.float32)
+    samples[:, 2] = speech()
+    np.testing.assert_allclose(convert_waveform(samples, 16000), speech() / 6, atol=1e-6)
+    samples[:, 3] = -speech()
+    with pytest.warns(AudioWarning, match="channels of opposite phase.* channel 3 of 6 is used"):
+        np.testing.assert_array_equal(convert_waveform(samples, 16000), speech())
+
+
+@pytest.mark.parametrize("kind", ["float16", ">f4", "longdouble"])
+def test_floats_of_any_width_are_resampled(kind):
+    waveform = convert_waveform(sine(48000).astype(kind), 48000)
+    np.testing.assert_allclose(waveform[800:-800], sine(16000)[800:-800], atol=2e-3)
+
+
+@pytest.mark.filterwarnings("error")
 def test_speakers_on_two_sides_are_both_kept():
     waveform = speech()
     left, right = waveform.copy(), waveform.copy()
@@ -277,6 +295,14 @@ def write_av(path, waveform, codec, **options):
         container.mux(stream.encode(None))
 
 
+def write_with_ffmpeg(path, codec, sampling_rate, num_channels):
+    """Encode speech with the ffmpeg program, which has codecs that PyAV lacks."""
+    source = min((AUDIO / "librivox").glob("*.flac"))
+    options = ["-ar", str(sampling_rate), "-ac", str(num_channels), "-c:a", codec, "-strict", "-2"]
+    program = imageio_ffmpeg.get_ffmpeg_exe()
+    subprocess.run([program, "-v", "error", "-y", "-i", source, *options, path], check=True)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("suffix", "codec"), [("m4a", "aac"), ("mp4", "aac"), ("mka", "libopus"), ("webm", "libopus")]
@@ -301,6 +327,62 @@ def test_a_flac_file_written_to_a_pipe_is_read():
     data[21] &= 0xF0  # The number of samples is the last 36 bits before the checksum of STREAMINFO.
     data[22:26] = bytes(4)
     np.testing.assert_array_equal(load_audio(bytes(data)), load_audio(encoded(speech(), 16000, "FLAC")))
+
+
+def likeness(found, expected):
+    """Highest normalized correlation over all delays."""
+    size = 2**19
+    spectrum = np.fft.rfft(found, size) * np.conj(np.fft.rfft(expected, size))
+    return np.fft.irfft(spectrum, size).max() / np.sqrt((found @ found) * (expected @ expected))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("suffix", "links"),
+    [
+        ("ogg", [("libvorbis", 16000, 1), ("libopus", 48000, 2), ("flac", 44100, 1)]),
+        ("flac", [("flac", 16000, 1), ("flac", 44100, 2), ("flac", 48000, 6)]),
+        ("mp3", [("libmp3lame", 16000, 1), ("libmp3lame", 44100, 2), ("libmp3lame", 48000, 1)]),
+        ("wav", [("pcm_s16le", 16000, 1), ("pcm_f32le", 44100, 2), ("pcm_mulaw", 8000, 1)]),
+    ],
+)
+def test_links_of_other_codecs_rates_and_channels_are_joined(suffix, links, tmp_path):
+    data = b""
+    for link in links:
+        write_with_ffmpeg(tmp_path / f"a.{suffix}", *link)
+        data += (tmp_path / f"a.{suffix}").read_bytes()
+    found = load_audio(data)
+    assert len(found) == pytest.approx(3 * len(speech()), abs=4800)
+    for third in np.array_split(found, 3):
+        assert likeness(third, speech()) > 0.9
+    with pytest.raises(AudioError, match="lasts more than"):
+        load_audio(data, max_seconds=1.5 * len(speech()) / 16000)
+
+
+def test_a_thousand_joined_files_are_read():
+    assert len(load_audio(1500 * encoded(sine(16000, 0.01), 16000))) == 1500 * 160
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("suffix", "codec", "sampling_rate", "num_channels"),
+    [
+        ("m4a", "aac", 48000, 8), ("opus", "libopus", 48000, 8), ("caf", "flac", 48000, 8), ("mkv", "aac", 48000, 6),
+        ("w64", "pcm_f32le", 96000, 2), ("voc", "pcm_s16le", 16000, 1), ("avi", "pcm_s16le", 8000, 1),
+        ("avi", "adpcm_ms", 16000, 1), ("wma", "wmav2", 16000, 1),
+        ("mka", "libmp3lame", 8000, 1), ("dts", "dca", 44100, 2), ("thd", "truehd", 48000, 2),
+    ],
+)  # fmt: skip
+def test_what_ffmpeg_writes_is_read_whole_and_without_warnings(suffix, codec, sampling_rate, num_channels, tmp_path):
+    write_with_ffmpeg(tmp_path / f"a.{suffix}", codec, sampling_rate, num_channels)
+    found = load_audio(tmp_path / f"a.{suffix}")
+    assert len(found) == pytest.approx(len(speech()), abs=2500) and likeness(found, speech()) > 0.9
+
+
+def test_an_ogg_file_that_ends_at_the_end_of_a_page_is_reported():
+    data = encoded(speech(), 16000, "OGG", "VORBIS")
+    with pytest.warns(AudioWarning, match=r"is damaged \(the last page of its stream is missing\); \d\.\d\d s can be"):
+        assert 0 < len(load_audio(data[: data.rindex(b"OggS")])) < len(speech())
 
 
 def wav_header(num_channels=1, sampling_rate=16000, num_bytes=100):
