@@ -1,4 +1,4 @@
-"""Reads released suites of recorded pairs, in the folders in which they are published, without decoding any audio."""
+"""Read published suites of recorded pairs in their original folder layouts, without decoding audio."""
 
 import os
 from collections.abc import Sequence
@@ -20,17 +20,18 @@ _FALLBACK_LAYOUT = "sorted_names"
 
 @dataclass(frozen=True)
 class AudioPair:
-    """Two recordings of which a model of speech should prefer the first.
+    """A minimal pair of recordings; a speech language model should assign the positive one the higher likelihood.
 
     Args:
-        id (`str`): unique within the suite.
-        suite, part (`str`): its name and the part of it: of SALMon the folder, of sWUGGY the frequency band, of sBLIMP
-            the type of rule; the name of the suite where there are no parts.
-        group (`str`): what resampling keeps together, such as the voices of a word.
-        voice (`str`): who speaks; empty where the release does not tell.
-        positive, negative (`Path` or [`StoredRecording`]): the files, or where they are in a table.
-        positive_text, negative_text (`str`): what is spoken; empty where the release does not tell.
-        context, context_text (*optional*): what both halves, then endings, begin with, where it is a file of its own.
+        id (`str`): identifier, unique within the suite.
+        suite, part (`str`): name of the suite and of the part: the folder for SALMon, the frequency band for sWUGGY,
+            the type of rule for sBLIMP; the name of the suite if there are no parts.
+        group (`str`): label of the pairs that the bootstrap resamples together, such as all voices of a word.
+        voice (`str`): name of the speaker; empty if the release does not name one.
+        positive, negative (`Path` or [`StoredRecording`]): audio files, or their place in a table.
+        positive_text, negative_text (`str`): transcripts; empty if the release has none.
+        context, context_text (*optional*): recording and transcript of a context shared by both halves, if the release
+            stores it in a file of its own. The halves are then the endings.
     """
 
     id: str
@@ -51,10 +52,11 @@ class AudioSuite:
     """A suite of recorded pairs.
 
     Args:
-        name (`str`): "salmon", "swuggy", "sblimp", "sstorycloze", "tstorycloze" where known, else the folder's.
+        name (`str`): "salmon", "swuggy", "sblimp", "sstorycloze" or "tstorycloze" if recognized, else the name of the
+            folder.
         layout (`str`): one of `LAYOUTS`.
-        pairs (`tuple[AudioPair, ...]`): in natural order of part and id, whatever the order of files on disk.
-        problems (`tuple[Problem, ...]`): everything that is left out of `pairs`, by name.
+        pairs (`tuple[AudioPair, ...]`): sorted naturally by part and id, independently of the order of files on disk.
+        problems (`tuple[Problem, ...]`): one entry for everything that is left out of `pairs`.
     """
 
     name: str
@@ -71,26 +73,31 @@ def read_audio_suite(
     min_seconds: float = 0.1,
     allow_outside: bool = False,
 ) -> AudioSuite:
-    """Lists the pairs of a released suite; durations come from the headers of the files.
+    """Return the pairs of a published suite. Only the headers of the audio files are read, for the durations.
 
-    A pair is left out, and what is wrong with it reported by name, where a half is missing or there twice, and where a
-    file is not there, cannot be read or is too short. Files and rows that belong to no pair are reported as well.
+    A pair is left out and reported in `problems` if a half is missing or appears twice, or if a file is missing,
+    cannot be read or is too short. Files and rows that belong to no pair are reported as well.
 
     Args:
-        path: folder of the release, of a part or split of it, or a manifest.
-        layout (`str`, *optional*): one of `LAYOUTS`. Default: what the folder looks like.
-        strict (`bool`, defaults to False): refuse a suite with problems.
-        min_seconds (`float`, defaults to 0.1): shortest recording that is accepted.
-        allow_outside (`bool`, defaults to False): accept recordings that a manifest, a list or a symbolic link names
-            outside the folder of the suite. A file from elsewhere should not decide which other files are read.
+        path: folder of the release, or of a part or split of it, or a manifest.
+        layout (`str`, *optional*): one of `LAYOUTS`. By default it is detected from the contents of the folder.
+        strict (`bool`, defaults to False): raise an error if there are problems.
+        min_seconds (`float`, defaults to 0.1): minimum duration of a recording, in seconds.
+        allow_outside (`bool`, defaults to False): accept recordings outside the folder of the suite that a manifest, a
+            list or a symbolic link points to. Off by default, so that a downloaded suite cannot make the reader open
+            arbitrary files.
+
+    Returns:
+        [`AudioSuite`].
 
     Raises:
-        SuiteError: no or several layouts fit, a table lacks columns, no pair can be used, or problems where `strict`.
+        SuiteError: if no layout or several layouts match, a table lacks columns, no pair is usable, or `strict` is set
+            and there are problems.
     """
     path = Path(path)
     if not path.exists():
         raise SuiteError(f"No suite at {path}; expected a folder of recordings or a manifest.")
-    # "." has no name of its own. Links are kept: what they are called may tell the suite.
+    # Not `resolve`: "." needs its real name, but the name of a symbolic link may identify the suite.
     root = Path(os.path.abspath(path))
     layout = _find_layout(root) if layout is None else layout
     if layout not in LAYOUTS:
@@ -122,18 +129,18 @@ def _refuse_outside(listing: Listing, folder: Path) -> None:
 
 
 def refuse_problems(path: str | os.PathLike, problems: Sequence[Problem]) -> NoReturn:
-    """Raises `SuiteError` with the first problems of a suite."""
+    """Raise `SuiteError` with the first problems of a suite."""
     lines = [f"{problem.name}: {problem.reason}" for problem in problems[:PROBLEMS_SHOWN]]
     if len(problems) > PROBLEMS_SHOWN:
         lines.append(f"and {len(problems) - PROBLEMS_SHOWN} more")
-    raise SuiteError(f"{path} has {len(problems)} problems; mend them:\n" + "\n".join(lines))
+    raise SuiteError(f"{path} has {len(problems)} problems; fix them:\n" + "\n".join(lines))
 
 
 def _find_layout(path: Path) -> str:
     fitting = [name for name, layout in LAYOUTS.items() if layout.fits(path)]
     released = [name for name in fitting if name != _FALLBACK_LAYOUT]
     if len(released) > 1:
-        raise SuiteError(f"{path} fits the layouts {released}; name a folder inside of it, or give the layout.")
+        raise SuiteError(f"{path} matches several layouts, {released}; pass a folder inside it, or the layout.")
     if not fitting:
         expected = "\n".join(f"{name}: {layout.expects}" for name, layout in LAYOUTS.items())
         raise SuiteError(f"{path} has no known layout; looked for\n{expected}")
@@ -184,7 +191,7 @@ def _defects_of_pair(id_: str, recordings: Sequence[Recording], root: Path, expe
     }
     if any(len(files) > 1 for files in names.values()):
         found = "; ".join(f"{half} {' and '.join(files) or 'none'}" for half, files in names.items())
-        return [Problem(id_, f"is a duplicate id; expected one file a half, found {found}")]
+        return [Problem(id_, f"is a duplicate id; expected one file per half, found {found}")]
     missing = [half for half, files in names.items() if not files]
     found = " and ".join(file for files in names.values() for file in files)
     return [Problem(id_, f"has no {half}{'' if half == CONTEXT else ' half'}; found only {found}") for half in missing]

@@ -1,4 +1,4 @@
-"""Evaluates several models on the same suites and the same held-out speech, and compares them pairwise."""
+"""Evaluate several models on the same suites and the same held-out speech, and compare them pairwise."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -19,13 +19,13 @@ from .suites import SuiteResult, evaluate_suite
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What several models scored on the same suites and the same speech.
+    """Results of several models on the same suites and the same held-out speech.
 
     Args:
-        suites (`dict`): suite -> model -> [`SuiteResult`].
-        perplexities (`dict`): model -> [`PerplexityResult`]; empty where no speech was given.
-        sequences (`dict`): model -> record of the [`SpeechSequenceFormat`] by which it read speech.
-        seed (`int`): of the bootstrap.
+        suites (`dict`): {suite name: {model name: [`SuiteResult`]}}.
+        perplexities (`dict`): {model name: [`PerplexityResult`]}; empty if no speech was given.
+        sequences (`dict`): {model name: record of the [`SpeechSequenceFormat`] that converts speech to its ids}.
+        seed (`int`): seed of the bootstrap.
     """
 
     suites: dict[str, dict[str, SuiteResult]]
@@ -34,11 +34,13 @@ class Evaluation:
     seed: int
 
     def to_record(self) -> dict:
-        """JSON-ready, without the rows of every pair.
+        """Return the results as a JSON-serializable dict, without the rows of every pair.
 
-        "suites" {suite: {model: record}}, "perplexity" {model: record}, "comparisons" {"first-second": tests} of
-        every pair of models in the order given, and "retention" when "teacher" and "student" are among the models. Two
-        models that score different tokens have no paired test: their "perplexity_difference" is None.
+        Returns:
+            `dict`: "suites" {suite: {model: record}}, "perplexity" {model: record}, "comparisons" {"first-second":
+            tests} for every pair of models in the given order, and "retention" if "teacher" and "student" are among
+            the models. "perplexity_difference" is None for two models that score different tokens, because there is
+            no paired test for them.
         """
         record = {
             "suites": {
@@ -57,13 +59,13 @@ class Evaluation:
         return record
 
     def write_rows(self, folder: str | os.PathLike) -> None:
-        """Writes the rows of every pair as `<suite>_<model>.parquet`."""
+        """Write the rows of every pair to `folder` as `<suite>_<model>.parquet`."""
         for suite, by_model in self.suites.items():
             for name, result in by_model.items():
                 result.write_rows(Path(folder) / f"{suite}_{name}.parquet")
 
     def _compare(self, first: str, second: str) -> dict:
-        """Paired tests on each suite; the p-values of McNemar's test also corrected for the number of suites."""
+        """Run the paired tests on each suite, with McNemar p-values also corrected for the number of suites."""
         pairs = {suite: (by_model[first], by_model[second]) for suite, by_model in self.suites.items()}
         p_values = {suite: mcnemar_exact(a.credits, b.credits) for suite, (a, b) in pairs.items()}
         return {
@@ -95,17 +97,26 @@ def evaluate_models(
     progress: bool = True,
     **scoring,
 ) -> Evaluation:
-    """Scores every model on everything, each on the streams that its configuration has.
+    """Score every model on every suite and on held-out speech, each model on the streams that its config defines.
 
     Args:
-        models (`Mapping[str, nn.Module]`): "teacher" and "student", "no_distillation" for the baseline, or any names.
-        suites (`Mapping`): name -> manifest path, pairs, or stories in another direction than speech to speech.
-        perplexity_utterances (*optional*): held-out speech, such as the documents that `read_documents` returns with
-            `prosody=` the pitch and style of the models; raw units serve models of units.
-        scored_streams (*optional*): streams whose tokens are targets, of "unit", "pitch" and "style". Default: all
-            that a model has.
+        models (`Mapping[str, nn.Module]`): name -> model. The names "teacher" and "student" enable "retention";
+            "no_distillation" is the baseline; other names are allowed.
+        suites (`Mapping`): name -> manifest path, pairs, or a [`StorySuite`] in a direction other than speech to
+            speech.
+        perplexity_utterances (*optional*): held-out speech, for example the documents returned by `read_documents`,
+            with the pitch and style of the models in `prosody=`. Sequences of raw units are enough for models without
+            pitch and style.
+        scored_streams (*optional*): streams whose tokens are targets, out of "unit", "pitch" and "style". Default: all
+            streams of the model.
+        batch_size (`int`, defaults to 8): sequences per forward pass.
         encoder (`str`, *optional*): fingerprint of the codec of the models' training streams, see [`evaluate_suite`].
-        scoring: what else [`evaluate_suite`] takes, such as `normalisation`.
+        seed (`int`, defaults to 0): seed of the bootstrap.
+        progress (`bool`, defaults to True): show progress bars.
+        scoring: further arguments of [`evaluate_suite`], such as `normalisation`.
+
+    Returns:
+        [`Evaluation`].
     """
     results: dict[str, dict[str, SuiteResult]] = {suite: {} for suite in suites}
     perplexities: dict[str, PerplexityResult] = {}
@@ -142,7 +153,7 @@ def _perplexity_record(result: PerplexityResult, sequence: dict) -> dict:
 
 
 def _retention_record(results: dict[str, dict[str, SuiteResult]], seed: int) -> dict:
-    """Retention on the mean of the suites: the student's values flat, every other model's under its name."""
+    """Return retention on the mean over suites: the student's at the top level, other models' under their name."""
 
     def credits(name: str) -> list:
         return [(by_model[name].credits, by_model[name].groups) for by_model in results.values()]

@@ -1,7 +1,7 @@
-"""Log-likelihoods of speech under a causal language model: one forward pass, one definition for every score.
+"""Log-likelihoods of speech under a causal language model.
 
-Notation: targets x_1..x_N are scored, L is the sum of log p(x_i | everything before it), in nats. `SequenceScore`
-keeps (L, N); mean log-likelihood, pair credit, perplexity and bits per second derive from it.
+Notation: x_1..x_N are the scored targets, and L is the sum of log p(x_i | all preceding ids), in nats. `SequenceScore`
+stores (L, N); mean log-likelihood, pair credit, perplexity and bits per second are all derived from it.
 """
 
 import inspect
@@ -23,14 +23,14 @@ from .shared_prefixes import PrefixTree, batch_trees, reads_trees, tree_inputs
 VOCABULARIES = ("full", "scored")
 NORMALISATIONS = ("mean", "sum")
 
-# Up to this size the projections of a layer cost more than its attention.
+# Maximum nodes of a prefix tree: up to this size the projections of a layer cost more than its attention.
 _NODES_PER_TREE = 256
-# Positions turned into float64 log-probabilities at once; bounds memory for large vocabularies.
+# Positions converted to float64 log-probabilities at once, which bounds memory for large vocabularies.
 _POSITIONS_PER_CHUNK = 1024
 
 
 class ScoringError(ValueError):
-    """A sequence that cannot be scored. Nothing is dropped silently: the message names the sequence."""
+    """Raised for a sequence that cannot be scored; the message names it. No sequence is dropped silently."""
 
 
 @dataclass(frozen=True)
@@ -47,24 +47,28 @@ class SequenceScore:
 
     @property
     def mean_log_likelihood(self) -> float:
-        """L / N in nats per token."""
+        """Mean log-likelihood L / N, in nats per token."""
         return self.log_likelihood / self.num_tokens
 
     def normalised(self, normalisation: str) -> float:
-        """L / N for "mean", L for "sum"."""
+        """Return L / N for "mean" and L for "sum"."""
         if normalisation not in NORMALISATIONS:
             raise ValueError(f"Unknown normalisation {normalisation!r}; expected one of {NORMALISATIONS}.")
         return self.mean_log_likelihood if normalisation == "mean" else self.log_likelihood
 
 
 def speech_to_sequences(speech: Mapping[str, Any], sequence_format: SequenceFormat) -> dict[str, list[int]]:
-    """Ids of each utterance, by its name.
+    """Convert each utterance to ids.
 
     Args:
-        speech (`Mapping`): name -> what [`~SequenceFormat.speech_to_sequence`] takes.
+        speech (`Mapping`): name -> speech in a form that [`~SequenceFormat.speech_to_sequence`] accepts.
+        sequence_format ([`SequenceFormat`]): format of the model.
+
+    Returns:
+        `dict[str, list[int]]`: name -> ids.
 
     Raises:
-        ScoringError: speech that the model cannot read; the message names it.
+        ScoringError: if speech cannot be converted; the message names it.
     """
     sequences = {}
     for name, utterance in speech.items():
@@ -77,7 +81,7 @@ def speech_to_sequences(speech: Mapping[str, Any], sequence_format: SequenceForm
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Puts every module in evaluation mode and restores each module's own mode afterwards."""
+    """Set every module to evaluation mode, and restore each module's own mode on exit."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -99,39 +103,39 @@ def score_sequences(
     names: Sequence[str] | None = None,
     progress: str | None = None,
 ) -> list[SequenceScore]:
-    """Scores sequences with one forward pass each, or less: where the architecture allows it, what several sequences
-    begin with is read once.
+    """Compute the log-likelihood of the targets of each sequence.
 
-    A score depends neither on the batch size nor on the other sequences, beyond the rounding of the forward pass. The
-    same sequence may come several times, with other spans of targets, and is read once. Dropout is off during scoring
-    and the model's mode is restored.
+    Each sequence needs at most one forward pass; if the architecture allows it, a prefix shared by several sequences
+    is computed once. Scores depend neither on the batch size nor on the other sequences, beyond the rounding of the
+    forward pass. A sequence may be passed several times with different spans of targets; it is computed once. Dropout
+    is disabled during scoring, and the model's mode is restored.
 
     Args:
         model (`nn.Module`): a causal language model with the transformers interface.
-        sequences (`Sequence[Sequence[int]]`): ids, prefix included.
+        sequences (`Sequence[Sequence[int]]`): ids of each sequence, prefix included.
         scored_ids (`Collection[int]`): ids that count as targets, such as `SequenceFormat.scored_ids`. Other ids (BOS,
-            markers, text) are conditioned on only.
+            markers, text) only serve as context.
         first_scored (`int` or one per sequence, defaults to 1): position of the first target; earlier positions are a
             prompt. Position 0 has no context and is never scored.
-        last_scored (`int` or one per sequence, *optional*): position of the last target. Default, and where it lies
-            beyond it: the end.
-        vocabulary (`str`, defaults to `"full"`): "full" normalises over the model's vocabulary, "scored"
-            renormalises over `scored_ids`.
+        last_scored (`int` or one per sequence, *optional*): position of the last target. By default, and if it lies
+            beyond the end, the last position.
+        vocabulary (`str`, defaults to `"full"`): "full" normalizes probabilities over the model's vocabulary, "scored"
+            over `scored_ids`.
         batch_size (`int`, defaults to 8): sequences per forward pass.
-        names (`Sequence[str]`, *optional*): of the sequences, for the messages of errors. Default: "Sequence 0" ...
-        progress (`str`, *optional*): label of a progress bar; no bar without it.
+        names (`Sequence[str]`, *optional*): names of the sequences in error messages. Default: "Sequence 0", ...
+        progress (`str`, *optional*): label of a progress bar; without it no bar is shown.
 
     Returns:
         `list[SequenceScore]` in the order of `sequences`.
 
     Raises:
-        ScoringError: a sequence without targets or longer than the model's context, or a log-likelihood that is NaN
+        ScoringError: if a sequence has no targets or is longer than the model's context, or if a log-likelihood is NaN
             or infinite.
     """
     if vocabulary not in VOCABULARIES:
         raise ValueError(f"Unknown vocabulary {vocabulary!r}; expected one of {VOCABULARIES}.")
     if batch_size < 1:
-        raise ValueError(f"batch_size ({batch_size}) is at least 1.")
+        raise ValueError(f"found batch_size={batch_size}; expected at least 1.")
     names = names or [f"Sequence {index}" for index in range(len(sequences))]
     requests = _to_requests(sequences, first_scored, last_scored)
     scored = frozenset(scored_ids)
@@ -151,7 +155,7 @@ def score_sequences(
 
 
 def _to_requests(sequences, first_scored, last_scored) -> list[tuple[tuple[int, ...], range]]:
-    """Each sequence with the span of positions that may hold its targets."""
+    """Return each sequence with the span of positions that may hold its targets."""
     count = len(sequences)
     firsts = [first_scored] * count if isinstance(first_scored, int) else list(first_scored)
     lasts = [last_scored] * count if isinstance(last_scored, int | None) else list(last_scored)
@@ -160,7 +164,7 @@ def _to_requests(sequences, first_scored, last_scored) -> list[tuple[tuple[int, 
             f"Found {len(firsts)} first_scored and {len(lasts)} last_scored for {count} sequences; expected one each."
         )
     if min(firsts, default=1) < 1:
-        raise ValueError(f"first_scored ({min(firsts)}) is at least 1: the first token has no context.")
+        raise ValueError(f"found first_scored={min(firsts)}; expected at least 1, because position 0 has no context.")
     return [
         (tuple(sequence), range(first, len(sequence) if last is None else min(last + 1, len(sequence))))
         for sequence, first, last in zip(sequences, firsts, lasts, strict=True)
@@ -176,7 +180,7 @@ def _check_requests(names, requests, scored_ids: frozenset[int], config) -> None
                 f"positions {span.start} to {span.stop - 1}. Remove the item from the suite, or check its units."
             )
         if longest is not None and len(sequence) > longest:
-            raise ScoringError(f"{name} has {len(sequence)} ids; the model reads at most {longest}.")
+            raise ScoringError(f"{name} has {len(sequence)} ids; the model's context is at most {longest} ids.")
 
 
 def _check_finite(names: Sequence[str], scores: list[SequenceScore]) -> None:
@@ -195,8 +199,8 @@ def _score_trees(
     scored_ids: frozenset[int],
     vocabulary: str,
 ) -> dict[tuple[tuple[int, ...], range], SequenceScore]:
-    """Scores of every span of the sequences in one batch."""
-    # Nodes of the targets of each request: row of the batch, and node of the row.
+    """Return the score of every span of the sequences in one batch."""
+    # Nodes of the targets of each request, as (row of the batch, node of the row).
     targets = {
         (sequence, span): (row, [path[index] for index in span if sequence[index] in scored_ids])
         for row, tree in enumerate(trees)
@@ -218,12 +222,12 @@ def _score_trees(
 def _node_log_probabilities(
     model: nn.Module, trees: list[PrefixTree], nodes: list[tuple[int, int]], restrict_to: list[int] | None
 ) -> np.ndarray:
-    """log p of some nodes, given as (row, node), after their ancestors; float64 of shape `(nodes,)`."""
+    """Return log p of nodes (row, node) given their ancestors, in float64, of shape `(nodes,)`."""
     # Integer parameters are the packed weights of a quantized model.
     parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     inputs = tree_inputs(trees, parameter.dtype, parameter.device)
     contexts = [(row, trees[row].parents[node]) for row, node in nodes]
-    # Siblings share their context, and so one row of logits.
+    # Siblings have the same context, so they share one row of logits.
     index_of = {context: index for index, context in enumerate(dict.fromkeys(contexts))}
     logits = _logits_at(model, inputs, list(index_of))
     tokens = [trees[row].tokens[node] for row, node in nodes]
@@ -231,7 +235,7 @@ def _node_log_probabilities(
 
 
 def _logits_at(model: nn.Module, inputs: dict[str, torch.Tensor], contexts: list[tuple[int, int]]) -> torch.Tensor:
-    """Logits of shape `(contexts, vocabulary)` after some nodes, given as (row, node)."""
+    """Return the logits of shape `(contexts, vocabulary)` that follow the nodes (row, node)."""
     rows, columns = torch.tensor(contexts, device=inputs["input_ids"].device).T
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         return model(**inputs, use_cache=False).logits[rows, columns]
@@ -242,9 +246,13 @@ def _logits_at(model: nn.Module, inputs: dict[str, torch.Tensor], contexts: list
 def _log_probabilities(
     logits: torch.Tensor, contexts: list[int], tokens: list[int], restrict_to: list[int] | None
 ) -> np.ndarray:
-    """log p of each token in float64: logits `(contexts, vocabulary)`, and for each token the row of its context.
+    """Return log p of each token, in float64.
 
-    `restrict_to`: ids in ascending order, the vocabulary to normalise over; None for all of it.
+    Args:
+        logits: of shape `(contexts, vocabulary)`.
+        contexts: for each token, the row of its context in `logits`.
+        tokens: ids.
+        restrict_to: ids in ascending order to normalize over; None for the whole vocabulary.
     """
     index, token = torch.tensor([contexts, tokens], device=logits.device)
     if restrict_to is not None:
@@ -255,7 +263,7 @@ def _log_probabilities(
 
 
 def pair_credit(positive: SequenceScore, negative: SequenceScore, normalisation: str = "mean") -> float:
-    """1 if the positive half scores higher, 0.5 on a tie, 0 otherwise."""
+    """Return the credit of a pair: 1 if the positive half scores higher, 0.5 for a tie, 0 otherwise."""
     difference = positive.normalised(normalisation) - negative.normalised(normalisation)
     return 1.0 if difference > 0 else 0.5 if difference == 0 else 0.0
 
@@ -265,12 +273,12 @@ class PerplexityResult:
     """Perplexities of a set of utterances under one model.
 
     Args:
-        token_weighted (`float`): exp(sum NLL / sum N), the "normalised perplexity" of the tables: per scored token of
-            speech. Models that read or score other streams cannot be compared by it.
+        token_weighted (`float`): exp(sum NLL / sum N), perplexity per scored speech token, the "normalised perplexity"
+            of the result tables. It is not comparable between models with different input or scored streams.
         utterance_mean (`float`): mean over utterances of exp(NLL / N).
-        bits_per_second (`float`): sum NLL / ln 2 / seconds of audio, which compares across tokenizers. De-duplicated
-            sequences carry no durations, so theirs is the rate of what the tokens are, not of when they end.
-        scores (`tuple[SequenceScore, ...]`): one per utterance, for paired tests.
+        bits_per_second (`float`): sum NLL / ln 2 / seconds of audio, comparable across tokenizers. De-duplicated
+            sequences carry no durations, so for them it counts the bits of the token identities, not of their ends.
+        scores (`tuple[SequenceScore, ...]`): score of each utterance, for paired tests.
     """
 
     token_weighted: float
@@ -280,7 +288,7 @@ class PerplexityResult:
 
     @classmethod
     def from_scores(cls, scores: Sequence[SequenceScore], seconds: float):
-        """Aggregates scores of utterances that last `seconds` in total."""
+        """Aggregate the scores of utterances whose total duration is `seconds`."""
         if not scores or seconds <= 0:
             raise ScoringError(f"Perplexity needs utterances and their duration; found {len(scores)} in {seconds} s.")
         total = -sum(score.log_likelihood for score in scores)
@@ -301,13 +309,20 @@ def score_perplexity(
     batch_size: int = 8,
     progress: str | None = None,
 ) -> PerplexityResult:
-    """Perplexity of held-out utterances.
+    """Compute the perplexity of held-out utterances.
 
     Args:
-        utterances: each as [`~SequenceFormat.speech_to_sequence`] takes it, such as the documents that
-            `read_documents` returns; repeats kept, for the number of units gives the duration.
-        sequence_format ([`SequenceFormat`]): of the model; its `unit_rate` is that of the units.
+        model (`nn.Module`): a causal language model with the transformers interface.
+        utterances: speech in a form that [`~SequenceFormat.speech_to_sequence`] accepts, such as the documents that
+            `read_documents` returns. Repeated units must be kept, because the number of units gives the duration.
+        sequence_format ([`SequenceFormat`]): format of the model; its `unit_rate` is the rate of the units, in Hz.
         vocabulary, batch_size, progress: as in [`score_sequences`].
+
+    Returns:
+        [`PerplexityResult`].
+
+    Raises:
+        ScoringError: if there are no utterances, or one cannot be scored.
     """
     named = {f"Utterance {index}": utterance for index, utterance in enumerate(utterances)}
     sequences = speech_to_sequences(named, sequence_format)

@@ -1,7 +1,7 @@
-"""How speech becomes the ids that a language model reads, and which of them are scored.
+"""Conversion of speech to the input ids of a language model, and the choice of the ids that are scored.
 
-[`SpeechSequenceFormat`] follows a `TinyWaveConfig`; [`UnitSequenceFormat`] serves any other causal language model of
-units, whose ids the caller states. N, the number of targets of T tokens of speech, follows from the format:
+[`SpeechSequenceFormat`] is for models with a `TinyWaveConfig`, [`UnitSequenceFormat`] for any other causal language
+model of units, whose ids the caller specifies. The format determines N, the number of targets of T speech tokens:
 
 | format | N | used by |
 |---|---|---|
@@ -21,37 +21,41 @@ from ..tokenization_tinywave import SpeechStreams, deduplicate, streams_to_ids, 
 
 
 class SequenceFormat(ABC):
-    """What every format offers: `[BOS] [marker] speech [EOS]`, each bracket where the format has it.
+    """Base class of sequence formats: `[BOS] [marker] speech [EOS]`, where each bracketed id is optional.
 
-    The prefix is conditioned on and never scored. EOS, where the format has it, is a target.
+    The prefix serves as context and is never scored. EOS, if the format has it, is a target.
     """
 
     streams: tuple[str, ...]
-    """The streams that are read: "unit", and "pitch" and "style" where the model has them."""
+    """Streams in the sequence: "unit", and "pitch" and "style" if the model has them."""
     prefix_ids: tuple[int, ...]
-    """The ids before the first token of speech."""
+    """Ids before the first speech token."""
     closing_ids: tuple[int, ...]
-    """EOS as a tuple of one id, or nothing."""
+    """A tuple of the EOS id, or an empty tuple."""
     unit_rate: float
     """Units per second (Hz) before repeats are dropped."""
 
     @property
     @abstractmethod
     def ids_of_scored_streams(self) -> dict[str, Sequence[int]]:
-        """Name of each scored stream -> its ids."""
+        """Ids of each scored stream, by its name."""
 
     @abstractmethod
     def streams_to_ids(self, streams: SpeechStreams) -> np.ndarray:
-        """Ids of timed streams, without prefix and EOS. Raises `ValueError` for what the model cannot read."""
+        """Return the ids of timed streams, without prefix and EOS.
+
+        Raises:
+            ValueError: if the model has no ids for the streams.
+        """
 
     @property
     def scored_ids(self) -> list[int]:
-        """The ids that count as targets, in ascending order."""
+        """Ids that count as targets, in ascending order."""
         return sorted({*self.closing_ids, *(index for ids in self.ids_of_scored_streams.values() for index in ids)})
 
     @property
     def targets(self) -> str:
-        """In words, which tokens are scored."""
+        """Description of the scored tokens, for records."""
         return (
             "tokens of the scored streams and EOS; BOS and markers are not scored"
             if self.closing_ids
@@ -59,24 +63,25 @@ class SequenceFormat(ABC):
         )
 
     def speech_to_sequence(self, speech: SpeechStreams | Sequence[int]) -> list[int]:
-        """Ids of one utterance.
+        """Return the ids of one utterance, with prefix and EOS.
 
         Args:
-            speech: timed [`SpeechStreams`], or anything else with `units`, `pitch` and `style`, such as
-                `AlignedDocument`; or raw units alone. Repeats are kept; streams that the model does not have are left
-                out.
+            speech: timed [`SpeechStreams`] or another object with `units`, `pitch` and `style`, such as
+                `AlignedDocument`; or a sequence of raw units. Repeats must be included. Streams that the model does
+                not have are ignored.
 
         Raises:
-            ValueError: a missing stream, a value out of range, streams of different duration, or parsed streams.
+            ValueError: if a stream is missing, a value is out of range, streams differ in duration, or the streams
+                were parsed from ids.
         """
         if getattr(speech, "ids", None) is not None:
-            raise ValueError("found streams parsed from ids, which know no time; expected timed streams")
+            raise ValueError("found streams parsed from ids, which have no timing; expected timed streams")
         fields = {STREAM_FIELDS[name]: getattr(speech, STREAM_FIELDS[name], None) for name in self.streams}
         streams = SpeechStreams(**{**fields, "units": getattr(speech, "units", speech)})
         return [*self.prefix_ids, *self.streams_to_ids(streams).tolist(), *self.closing_ids]
 
     def to_record(self) -> dict:
-        """The format as a JSON-ready dict; "scored_ids" holds the lowest and the highest id of each scored stream."""
+        """Return the format as a JSON-serializable dict; "scored_ids" is the id range of each scored stream."""
         scored = self.ids_of_scored_streams
         return {
             "streams": list(self.streams),
@@ -99,23 +104,24 @@ class SequenceFormat(ABC):
 
 @dataclass(frozen=True)
 class SpeechSequenceFormat(SequenceFormat):
-    """The format of a model with a `TinyWaveConfig`.
+    """Sequence format of a model with a `TinyWaveConfig`.
 
-    A model without pitch and style reads units; one with them reads units, pitch and style merged in order of time
-    (`streams_to_ids`).
+    The speech of a model without pitch and style consists of units; that of a model with them consists of units, pitch
+    and style tokens merged in time order (`streams_to_ids`).
 
     Args:
-        config (`TinyWaveConfig`): of the model; its id layout says which streams it has.
-        bos, marker (`bool`, default True): whether the sequence begins with BOS, and with the speech marker. With
+        config (`TinyWaveConfig`): config of the model; its id layout defines the streams.
+        bos, marker (`bool`, defaults to True): whether the sequence begins with BOS, and with the speech marker. With
             neither, the first token has no context and is not scored.
-        deduplicate (`bool`, default True): merge runs of equal units, and of equal pitch tokens, into one token. Style
-            is never merged. Without pitch and style it can be switched off.
-        scored_streams (`tuple[str, ...]`, *optional*): streams whose tokens are targets, of "unit", "pitch" and
-            "style". Default: all that the model has, as SPIRIT-LM does (arXiv 2402.05755).
-        eos (`bool`, default False): whether the sequence ends with EOS, which then is a target.
+        deduplicate (`bool`, defaults to True): merge each run of equal units, and of equal pitch tokens, into one
+            token. Style tokens are never merged. It can be disabled only for models without pitch and style.
+        scored_streams (`tuple[str, ...]`, *optional*): streams whose tokens are targets, out of "unit", "pitch" and
+            "style". Default: all streams of the model, as in SPIRIT-LM (arXiv 2402.05755).
+        eos (`bool`, defaults to False): whether the sequence ends with EOS, which is then a target.
 
-    Raises `ValueError` for another configuration, for a stream to score that the model does not have, and for merged
-    streams with repeats.
+    Raises:
+        ValueError: if the config is of another class, a stream to score is not one of the model's, or `deduplicate` is
+            False for a model with pitch or style.
     """
 
     config: TinyWaveConfig
@@ -128,14 +134,14 @@ class SpeechSequenceFormat(SequenceFormat):
     def __post_init__(self):
         if not hasattr(self.config, "stream_ranges"):
             raise ValueError(
-                f"Found a {type(self.config).__name__}, which does not say what its ids mean; expected a "
-                "TinyWaveConfig. State the ids of the model's units in a UnitSequenceFormat."
+                f"Found a {type(self.config).__name__}, which does not define the meaning of its ids; expected a "
+                "TinyWaveConfig. For other models, pass a UnitSequenceFormat with the ids of the units."
             )
         scored = self.streams if self.scored_streams is None else tuple(self.scored_streams)
         if not scored or set(scored) - set(self.streams):
             raise ValueError(f"Found scored_streams {scored}; this model has {self.streams}, expected some of them.")
         if not self.deduplicate and len(self.streams) > 1:
-            raise ValueError("A model with pitch or style reads merged streams without repeats; set deduplicate=True.")
+            raise ValueError("found deduplicate=False for a model with pitch or style tokens; set deduplicate=True.")
         object.__setattr__(self, "scored_streams", tuple(name for name in self.streams if name in scored))
         self._check_closing()
 
@@ -168,7 +174,7 @@ class SpeechSequenceFormat(SequenceFormat):
 
 @dataclass(frozen=True)
 class UnitSequenceFormat(SequenceFormat):
-    """The format of any causal language model of units: the caller states which id means what.
+    """Sequence format of any causal language model of units, with the ids given by the caller.
 
     | model | ids | arguments |
     |---|---|---|
@@ -178,13 +184,14 @@ class UnitSequenceFormat(SequenceFormat):
 
     Args:
         unit_ids (`Sequence[int]`): the id of each unit, such as `range(offset, offset + num_units)`, or a list.
-        bos_token_id, marker_id (`int`, *optional*): what the sequence begins with; by default nothing, and then the
-            first unit has no context and is not scored.
-        eos_token_id (`int`, *optional*): what it ends with, as a target; by default nothing.
-        deduplicate (`bool`, default True): merge runs of equal units into one token.
-        unit_rate (`float`, default 25.0): units per second (Hz) before repeats are dropped.
+        bos_token_id, marker_id (`int`, *optional*): ids at the beginning of the sequence. By default there are none;
+            the first unit then has no context and is not scored.
+        eos_token_id (`int`, *optional*): id at the end of the sequence, which is a target. By default there is none.
+        deduplicate (`bool`, defaults to True): merge each run of equal units into one token.
+        unit_rate (`float`, defaults to 25.0): units per second (Hz) before repeats are dropped.
 
-    Raises `ValueError` where two units, or a unit and a special token, share an id.
+    Raises:
+        ValueError: if two units, or a unit and a special token, share an id.
     """
 
     unit_ids: Sequence[int]
@@ -235,7 +242,7 @@ class UnitSequenceFormat(SequenceFormat):
         return np.asarray(self.unit_ids)[units]
 
     def to_record(self) -> dict:
-        """As of every format; ids that do not follow each other are listed one by one as "unit_ids"."""
+        """Return the format as a JSON-serializable dict; ids that are not consecutive are listed in "unit_ids"."""
         ids = list(self.unit_ids)
         listed = {} if ids == list(range(ids[0], ids[0] + len(ids))) else {"unit_ids": ids}
         return super().to_record() | listed

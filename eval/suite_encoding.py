@@ -1,4 +1,4 @@
-"""Recordings of minimal pairs -> the manifest of their streams, which is all that scoring needs."""
+"""Encode recordings of minimal pairs into a manifest of token streams, the only input that scoring needs."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from .suites import HALVES, STORY_PARTS, Pair, read_suite, write_suite
 MINIMUM_SHARED_SECONDS = 1.0
 PAIRS_PER_SHARD = 200
 NOT_STATED = "not stated"
-"""Voice and text in the manifest where the release does not tell them."""
+"""Voice and text in the manifest if the release does not give them."""
 
 
 @dataclass
@@ -46,27 +46,28 @@ def encode_audio_suite(
     strict: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Encodes a released suite into a manifest, or returns the one that is there when it is of the same files.
+    """Encode a published suite into a manifest, or return the existing manifest if it was made from the same files.
 
-    Beside the manifest stands a JSON file of the same name with the layout, the counts, and the problems of reading
-    and of encoding. Shards of pairs are kept in a hidden folder until the manifest is whole: a run that was stopped
-    goes on where it was. Files that changed since are encoded again; path, size and time of change tell.
+    A JSON file with the name of the manifest records the layout, the counts, and the problems of reading and encoding.
+    Finished shards are kept in a hidden folder until the manifest is complete, so that running an interrupted encoding
+    again resumes it. Files whose path, size or modification time has changed are encoded again.
 
     Args:
-        suite ([`AudioSuite`]): from [`read_audio_suite`]; files of any sampling rate and channel count.
-        codec ([`SpeechCodec`]): the manifest holds all streams that it has an encoder for.
-        output (path): the manifest to write, `.parquet`.
-        batch_size (`int`, defaults to 8): pairs that are read at once, and sequences of a forward pass.
-        share_beginnings (`bool`, defaults to False): see [`encode_pairs`]. Releases are scored with whole halves.
-        strict (`bool`, defaults to False): refuse a file that cannot be decoded or gives no unit, instead of leaving
-            its pair out and reporting it.
+        suite ([`AudioSuite`]): suite from [`read_audio_suite`], with files of any sampling rate and channel count.
+        codec ([`SpeechCodec`]): codec; the manifest holds every stream that it has an encoder for.
+        output (path): path of the manifest to write, `.parquet`.
+        batch_size (`int`, defaults to 8): pairs in memory at once, and sequences per forward pass.
+        share_beginnings (`bool`, defaults to False): encode a shared beginning once, see [`encode_pairs`]. Published
+            results encode the halves whole.
+        strict (`bool`, defaults to False): raise an error for a file that cannot be decoded or yields no unit, instead
+            of reporting it and leaving its pair out.
         progress (`bool`, defaults to True): show a progress bar.
 
     Returns:
         `Path` of the manifest.
 
     Raises:
-        SuiteError: no pair is left, or with `strict` a file that cannot be used.
+        SuiteError: if no pair is left, or if `strict` is set and a file cannot be used.
     """
     output = Path(output)
     shards, record_path = output.with_name(f".{output.name}.partial"), output.with_suffix(".json")
@@ -86,7 +87,7 @@ def encode_audio_suite(
             encoded = _encode_shards(suite, shards, rules, encode, batch_size, strict, bar)
         if not encoded.pairs:
             refuse_problems(suite.name, encoded.problems)
-        # A record never stands beside a manifest that it is not of.
+        # So that an interruption never leaves the record of one manifest next to another manifest.
         record_path.unlink(missing_ok=True)
         write_suite(encoded.pairs, output)
     elif strict and encoded.problems:
@@ -99,7 +100,7 @@ def encode_audio_suite(
 
 
 def _digest(pairs: Sequence[AudioPair], rules: Mapping) -> str:
-    """Hexadecimal digits that change with the pairs, with their files, and with how they are encoded."""
+    """Return a hexadecimal digest of the pairs, the state of their files, and the encoding settings."""
     digest = hashlib.sha256(repr(sorted(rules.items())).encode())
     for pair in pairs:
         files = [(str(path.absolute()), _state_of(path)) for path in _files_of(pair)]
@@ -145,7 +146,7 @@ def _read_finished(output: Path, record_path: Path, header: Mapping) -> _Encoded
 def _encode_shards(
     suite: AudioSuite, folder: Path, rules: Mapping, encode: Callable, batch_size: int, strict: bool, bar: tqdm
 ) -> _Encoded:
-    """All pairs, those of finished shards from the folder; a new shard is written as soon as it is whole."""
+    """Encode all pairs: read the finished shards from the folder, and write each new shard when it is complete."""
     encoded = _Encoded()
     for start in range(0, len(suite.pairs), PAIRS_PER_SHARD):
         pairs = suite.pairs[start : start + PAIRS_PER_SHARD]
@@ -174,7 +175,7 @@ def _append(encoded: _Encoded, more: _Encoded) -> None:
 
 
 def _write_shard(shard: _Encoded, path: Path) -> None:
-    """Writes the pairs, and then the list of problems, with which a shard is whole."""
+    """Write the pairs and then the list of problems, whose presence marks the shard as complete."""
     if shard.pairs:
         write_suite(shard.pairs, path)
     problems = [[problem.name, problem.reason] for problem in shard.problems]
@@ -204,7 +205,7 @@ def _encode_chunk(
     try:
         speech = encode(list(usable.values()))
     except ValueError:
-        # One of them is refused; the others of the chunk go on without it.
+        # The codec rejects one of the pairs; the others of the chunk are encoded without it.
         for pair in list(usable):
             if reason := _refusal(pair, usable[pair], codec):
                 problems.append(Problem(pair.id, reason))
@@ -222,16 +223,16 @@ def _encode_chunk(
 
 
 def _files_of(pair: AudioPair) -> tuple[Path | StoredRecording, ...]:
-    """The files of both halves, after that of their context where there is one."""
+    """Return the files of a pair: the context, if there is one, and both halves."""
     return (pair.positive, pair.negative) if pair.context is None else (pair.context, pair.positive, pair.negative)
 
 
 def _encode_files(
     files: Sequence[Sequence[np.ndarray]], *, codec: SpeechCodec, share_beginnings: bool, batch_size: int
 ) -> list[tuple[tuple[SpeechStreams, SpeechStreams], list[SpeechStreams]]]:
-    """Streams of both halves of every pair and, of a context and two endings, those of each by itself.
+    """Encode both halves of every pair and, for a context with two endings, each of these three separately.
 
-    A half is then the sound of the context and of its ending together, as slamkit encodes speech after speech.
+    In the latter case a half is encoded from the concatenated waveforms of the context and its ending, as in slamkit.
     """
     joined = [
         (waveforms[0], waveforms[1]) if len(waveforms) == 2
@@ -253,7 +254,7 @@ def _load(recording: Path | StoredRecording, codec: SpeechCodec) -> np.ndarray:
 
 
 def _refusal(pair: AudioPair, waveforms: Sequence[np.ndarray], codec: SpeechCodec) -> str | None:
-    """Which file the codec refuses, and why."""
+    """Return which file the codec rejects and why, or None if it accepts all."""
     for path, waveform in zip(_files_of(pair), waveforms, strict=True):
         try:
             codec.encode([waveform])
@@ -291,7 +292,7 @@ def _to_piece(text: str, speech: SpeechStreams) -> dict:
 
 
 def halves_to_columns(positive: SpeechStreams, negative: SpeechStreams) -> dict[str, tuple[int, ...]]:
-    """Streams of both halves -> the fields of a [`Pair`] that hold them, such as `positive_units`."""
+    """Return the streams of both halves as fields of a [`Pair`], such as `positive_units`."""
     return {
         f"{half}_{name}": tuple(values.tolist())
         for half, speech in zip(HALVES, (positive, negative), strict=True)
@@ -307,17 +308,21 @@ def encode_pairs(
     share_beginnings: bool,
     batch_size: int = 1,
 ) -> list[tuple[SpeechStreams, SpeechStreams]]:
-    """Streams of both halves of every pair.
+    """Encode both halves of every pair.
 
     Args:
         pairs: waveforms of shape `(samples,)` at `codec.input_sampling_rate`, the positive half first.
-        codec ([`SpeechCodec`]): makes the streams.
-        share_beginnings (`bool`): encode the sound that both halves begin with, where it lasts a second or more, once
-            and by itself. The encoders look ahead: otherwise a story's context has slightly other tokens before its
-            right ending than before its wrong one, and their noise counts in the comparison of the endings.
-        batch_size (`int`, defaults to 1): of the speech encoder.
+        codec ([`SpeechCodec`]): codec that produces the streams.
+        share_beginnings (`bool`): encode the beginning that both waveforms share once and separately, if it lasts 1 s
+            or more. The encoders use future context, so that otherwise the context of a story has slightly different
+            tokens before its correct ending than before its wrong one, which adds noise to the comparison.
+        batch_size (`int`, defaults to 1): batch size of the speech encoder.
 
-    Raises `ValueError` for a waveform that the codec refuses.
+    Returns:
+        `list` of pairs of [`SpeechStreams`], positive half first, in the order of `pairs`.
+
+    Raises:
+        ValueError: if the codec rejects a waveform.
     """
     if not pairs:
         return []
@@ -336,11 +341,12 @@ def encode_pairs(
 
 
 def _begin_with(beginning: SpeechStreams, num_samples: int, half: SpeechStreams, codec: SpeechCodec) -> SpeechStreams:
-    """Streams of a half whose first `num_samples` of sound were encoded by themselves as `beginning`.
+    """Return the streams of a half whose first `num_samples` samples are replaced by the streams `beginning`.
 
-    Every unit frame (0.04 s), pitch frame (0.08 s) and style window (1 s) that lies inside this sound is taken from
-    `beginning`; those that straddle its end, and all later ones, are the half's own. Pitch counts from the mean F0 of
-    what was encoded together: inside the beginning from its own mean, after it from the mean of the whole half.
+    Every unit frame (0.04 s), pitch frame (0.08 s) and style window (1 s) that lies inside the first `num_samples` is
+    taken from `beginning`, which was encoded separately; frames that straddle the boundary and all later ones are
+    kept. Pitch is relative to the mean F0 of what is encoded together: the mean of the beginning inside it, and the
+    mean of the whole half after it.
     """
     rates = {"units": codec.speech_encoder.frame_rate, "pitch": codec.pitch_rate, "style": codec.style_rate}
 
@@ -355,7 +361,7 @@ def _begin_with(beginning: SpeechStreams, num_samples: int, half: SpeechStreams,
 
 
 def _shared_start(first: np.ndarray, second: np.ndarray, sampling_rate: int) -> np.ndarray | None:
-    """The sound that two waveforms begin with, or None where it is shorter than a word or two."""
+    """Return the beginning that two waveforms share, or None if it is too short to encode separately."""
     length = min(len(first), len(second))
     differing = np.flatnonzero(first[:length] != second[:length])
     num_samples = int(differing[0]) if len(differing) else length

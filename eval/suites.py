@@ -1,8 +1,9 @@
 """Suites of minimal pairs: the manifest file, its validation, and the accuracy of a model on it.
 
-A manifest is a parquet file with one row per pair and the streams of both halves, so that scoring needs no audio:
-units, and where the codec makes them pitch and style, in further columns. A model reads those of them that it has. Raw
-streams (one value a frame, not de-duplicated) are stored; de-duplication belongs to the scoring convention.
+A manifest is a parquet file with one row per minimal pair and the token streams of both halves, so that scoring needs
+no audio. It holds units and, if the codec produces them, pitch and style in further columns; a model is scored on the
+streams that it has. The streams are stored raw (one value per frame, not de-duplicated), because de-duplication is
+part of the scoring convention.
 """
 
 import os
@@ -43,33 +44,34 @@ HALVES = ("positive", "negative")
 STORY_PARTS = ("context", *HALVES)
 _PIECE = pa.struct([("text", pa.string()), *((name, pa.list_(pa.int16())) for name in STREAM_FIELDS.values())])
 STORY_COLUMN = pa.field("story", pa.struct([(part, _PIECE) for part in STORY_PARTS]))
-"""A further column, where the halves of every pair begin with the same context: it and the endings, apart."""
+"""Optional column, present if both halves of every pair begin with the same context: context and endings apart."""
 
 PROSODY_COLUMNS = tuple(f"{half}_{name}" for half in HALVES for name in PROSODY_STREAMS)
-"""Further columns, lists of int16: those of pitch, of style, both or none."""
+"""Optional columns, lists of int16: those of pitch, of style, of both or of none."""
 
 
 class SuiteError(ValueError):
-    """A manifest that cannot be used; the message names the pair and the rule."""
+    """Raised for a manifest that cannot be used; the message names the pair and the rule that it violates."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One minimal pair; field meanings as in the manifest.
+    """One minimal pair. The fields are the columns of the manifest.
 
     Args:
-        id (`str`): unique within the suite.
-        suite, phenomenon (`str`): suite name and part of it.
-        group (`str`): what resampling keeps together, such as the word of a lexical pair.
+        id (`str`): identifier, unique within the suite.
+        suite, phenomenon (`str`): name of the suite and of the part of it.
+        group (`str`): label of the pairs that the bootstrap resamples together, such as the word of a lexical pair.
         positive_units, negative_units (`tuple[int, ...]`): raw units of both halves, 25 Hz.
-        positive_text, negative_text (`str`): what is spoken, or its phonemes.
-        voice (`str`): voice and style.
-        encoder (`str`): fingerprint of the codec that made the streams (`SpeechCodec.fingerprint`): one part a stream.
+        positive_text, negative_text (`str`): spoken text of both halves, or their phonemes.
+        voice (`str`): voice and style of the recordings.
+        encoder (`str`): fingerprint of the codec that produced the streams (`SpeechCodec.fingerprint`), with one part
+            per stream.
         positive_pitch, negative_pitch (`tuple[int, ...]`, *optional*): raw pitch tokens of both halves, 12.5 Hz.
         positive_style, negative_style (`tuple[int, ...]`, *optional*): style tokens of both halves, 1 Hz.
-        story (`dict`, *optional*): where both halves are a "context" and a "positive" or "negative" ending, these
-            three as dicts of "text" (empty where unknown) and of the lists "units", "pitch" and "style", each encoded
-            by itself. The halves are whole stories nevertheless.
+        story (`dict`, *optional*): for halves that consist of a shared context and an ending: "context", "positive"
+            and "negative", each a dict of "text" (empty if unknown) and of the lists "units", "pitch" and "style",
+            encoded separately. The fields of the two halves still hold the whole stories.
     """
 
     id: str
@@ -90,13 +92,13 @@ class Pair:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams that it holds, of "unit", "pitch" and "style"."""
+        """Names of the streams that the pair has, out of "unit", "pitch" and "style"."""
         return tuple(
             name for name, field in STREAM_FIELDS.items() if getattr(self, f"{HALVES[0]}_{field}") is not None
         )
 
     def half(self, name: str) -> SpeechStreams:
-        """The speech of its half "positive" or "negative"."""
+        """Return the streams of the half `name`, "positive" or "negative"."""
         return SpeechStreams(*(getattr(self, f"{name}_{field}") for field in STREAM_FIELDS.values()))
 
 
@@ -108,14 +110,15 @@ class SuiteResult:
         suite (`str`): name.
         accuracy (`float`): mean credit under `convention["normalisation"]`.
         n (`int`): number of pairs.
-        ci95 (`list[float]`): bootstrap interval over groups.
-        standard_error (`float` or `None`): robust to correlation within groups; `None` for a single group.
+        ci95 (`list[float]`): 95 % bootstrap interval `[low, high]` over groups.
+        standard_error (`float` or `None`): standard error of the accuracy, robust to correlation within groups; `None`
+            for a single group.
         accuracy_by_normalisation (`dict[str, float]`): accuracy under "mean" and under "sum" log-likelihood, and under
-            "local" or "pmi" where that decided the credit.
-        accuracy_by_phenomenon (`dict[str, float]`): accuracy of each part.
-        convention (`dict`): everything that the numbers depend on.
-        rows (`list[dict]`): per pair L and N of both whole halves and the credit; under "local" and "pmi" L and N of
-            their continuations too.
+            "local" or "pmi" if that is the normalization of the credit.
+        accuracy_by_phenomenon (`dict[str, float]`): accuracy of each part of the suite.
+        convention (`dict`): all settings that the numbers depend on.
+        rows (`list[dict]`): for each pair, the credit and the summed log-likelihood L and token count N of both whole
+            halves; under "local" and "pmi" also L and N of the continuations.
     """
 
     suite: str
@@ -139,18 +142,18 @@ class SuiteResult:
         return [row["group"] for row in self.rows]
 
     def to_record(self) -> dict:
-        """The result without its rows, JSON-ready."""
+        """Return the result without its rows, as a JSON-serializable dict."""
         return {key: value for key, value in asdict(self).items() if key != "rows"}
 
     def write_rows(self, path: str | os.PathLike) -> Path:
-        """Writes the per-pair rows as parquet."""
+        """Write the per-pair rows to a parquet file."""
         with atomic_file(path) as partial:
             pq.write_table(pa.Table.from_pylist(self.rows), partial)
         return Path(path)
 
 
 def write_suite(pairs: Sequence[Pair], path: str | os.PathLike) -> Path:
-    """Validates pairs and writes their manifest; pitch, style and stories get columns where the pairs have them."""
+    """Validate pairs and write their manifest, with columns for pitch, style and stories if the pairs have them."""
     validate_pairs(pairs)
     prosody = [name for name in PROSODY_COLUMNS if getattr(pairs[0], name) is not None]
     stories = [STORY_COLUMN] if pairs[0].story is not None else []
@@ -162,7 +165,7 @@ def write_suite(pairs: Sequence[Pair], path: str | os.PathLike) -> Path:
 
 
 def is_manifest(path: str | os.PathLike) -> bool:
-    """Whether a file is a manifest of this module, by its columns."""
+    """Return whether a file is a suite manifest, judged by its columns."""
     try:
         names = pq.read_schema(path).names
     except (pa.ArrowException, OSError):
@@ -171,10 +174,16 @@ def is_manifest(path: str | os.PathLike) -> bool:
 
 
 def read_suite(path: str | os.PathLike) -> list[Pair]:
-    """Reads and validates a manifest.
+    """Read and validate a manifest.
+
+    Args:
+        path: parquet file, as written by [`write_suite`] or `tinywave` commands that build suites.
+
+    Returns:
+        `list[Pair]` in the order of the file.
 
     Raises:
-        SuiteError: not a parquet file, columns missing, or an invalid pair.
+        SuiteError: if the file is missing or is not parquet, lacks columns, or holds an invalid pair.
     """
     if not Path(path).is_file():
         raise SuiteError(f"No suite manifest at {path}; build it with `build_suite`.")
@@ -195,8 +204,11 @@ def _row_to_pair(row: dict) -> Pair:
 
 
 def validate_pairs(pairs: Sequence[Pair]) -> None:
-    """Raises `SuiteError` unless the pairs form one suite of unique ids, two halves each, one encoder, one set of
-    streams."""
+    """Check that the pairs form one suite: unique ids, two halves each, one encoder and one set of streams.
+
+    Raises:
+        SuiteError: if they do not.
+    """
     if not pairs:
         raise SuiteError("The suite holds no pairs.")
     for name in ("suite", "encoder"):
@@ -214,7 +226,7 @@ def validate_pairs(pairs: Sequence[Pair]) -> None:
         _validate_pair(pair)
         if (pair.story is None) != (pairs[0].story is None):
             raise SuiteError(
-                f"Only one of the pairs {pair.id!r} and {pairs[0].id!r} has a context apart; expected all."
+                f"Only one of the pairs {pair.id!r} and {pairs[0].id!r} has a separate context; expected all or none."
             )
         if [getattr(pair, name) is not None for name in PROSODY_COLUMNS] != has_prosody:
             raise SuiteError(f"Pair {pair.id!r} has other streams than {pairs[0].id!r}; expected the same in all.")
@@ -251,30 +263,36 @@ def evaluate_suite(
     seed: int = 0,
     progress: bool = False,
 ) -> SuiteResult:
-    """Scores both halves of every pair and reports the accuracy.
+    """Score both halves of every pair and return the accuracy: the share of pairs whose positive half scores higher.
 
-    A model with pitch and style reads them merged with the units; one without reads the units of the same manifest
-    alone. By default every token of speech is scored, as SPIRIT-LM does (arXiv 2402.05755); what was read and scored
-    stands in `convention["sequence"]`.
+    For a model with pitch and style, the sequences contain units, pitch and style tokens merged in time order; for a
+    model without, only the units of the same manifest. By default every speech token is scored, as in SPIRIT-LM
+    (arXiv 2402.05755). `convention["sequence"]` of the result records the sequence format and the scored tokens.
 
     Args:
-        model (`nn.Module`): a causal language model of speech.
-        suite: path of a manifest, or its pairs.
-        sequence_format ([`SequenceFormat`], *optional*): by default that of `model.config`, which has to be a
-            `TinyWaveConfig`; a [`UnitSequenceFormat`] serves other models. To score the units alone of a model with
-            pitch and style: `SpeechSequenceFormat(model.config, scored_streams=("unit",))`.
-        normalisation (`str`, defaults to `"mean"`): "mean" or "sum" log-likelihood decides the credit; the accuracy
-            under both is recorded. "local" and "pmi" compare the continuations from the first differing token on, see
-            [`score_contrasts`].
-        window (`int`, defaults to 25): tokens that "local" scores.
-        vocabulary (`str`, defaults to `"full"`): see `score_sequences`.
-        encoder (`str`, *optional*): fingerprint of the codec that the model's training streams come from. The parts of
-            the streams that the model reads have to agree: a model of units needs the same speech encoder only.
-        seed (`int`, defaults to 0): of the bootstrap.
+        model (`nn.Module`): a causal speech language model.
+        suite: path of a manifest, or a sequence of [`Pair`].
+        sequence_format ([`SequenceFormat`], *optional*): conversion of speech to ids. By default the
+            [`SpeechSequenceFormat`] of `model.config`, which has to be a `TinyWaveConfig`; pass a
+            [`UnitSequenceFormat`] for other models. To score only the units of a model with pitch and style, pass
+            `SpeechSequenceFormat(model.config, scored_streams=("unit",))`.
+        normalisation (`str`, defaults to `"mean"`): log-likelihood that decides the credit of a pair: "mean" (per
+            token) or "sum"; the accuracy under both is recorded. "local" and "pmi" compare the continuations that
+            start at the first differing token, see [`score_contrasts`].
+        window (`int`, defaults to 25): number of tokens that "local" scores.
+        vocabulary (`str`, defaults to `"full"`): see [`score_sequences`].
+        batch_size (`int`, defaults to 8): sequences per forward pass.
+        encoder (`str`, *optional*): fingerprint of the codec of the model's training streams. The parts of the streams
+            that the model uses have to match the suite: a model of units alone requires the same speech encoder only.
+        seed (`int`, defaults to 0): seed of the bootstrap.
+        progress (`bool`, defaults to False): show a progress bar.
+
+    Returns:
+        [`SuiteResult`].
 
     Raises:
-        SuiteError: an invalid manifest, one without a stream that the model reads, or streams of another encoder.
-        ScoringError: a half that cannot be scored; no pair ever leaves the denominator.
+        SuiteError: if the manifest is invalid, lacks a stream that the model uses, or has streams of another encoder.
+        ScoringError: if a half cannot be scored. No pair is ever dropped from the denominator.
     """
     if normalisation not in (*NORMALISATIONS, *CONTRASTS):
         raise ValueError(f"Unknown normalisation {normalisation!r}; expected one of {(*NORMALISATIONS, *CONTRASTS)}.")
@@ -300,30 +318,34 @@ def evaluate_suite(
 
 
 def check_streams(pair: Pair, streams: Iterable[str], encoder: str | None) -> None:
-    """Raises `SuiteError` where the suite of `pair` lacks a stream to read, or has it from another encoder."""
+    """Check that the suite of `pair` has the given streams, and that they come from the codec `encoder`.
+
+    Raises:
+        SuiteError: if a stream is missing or comes from another encoder.
+    """
     if missing := [name for name in streams if name not in pair.streams]:
         raise SuiteError(
-            f"Suite {pair.suite!r} has no {' and '.join(missing)}, which the model reads. Build the suite with a "
-            "codec that makes them."
+            f"Suite {pair.suite!r} has no {' and '.join(missing)} tokens, which the model requires. Build the suite "
+            "with a codec that produces them."
         )
     if encoder is None:
         return
     found, expected = _encoder_of_stream(pair.encoder, pair.streams), _encoder_of_stream(encoder, streams)
     if any(found.get(name) != expected.get(name) for name in streams):
         raise SuiteError(
-            f"Suite {pair.suite!r} holds {', '.join(streams)} of encoder {pair.encoder!r}, the model's speech is "
-            f"of {encoder!r}. Build the suite with the model's encoder, and extract units with it."
+            f"Suite {pair.suite!r} holds {', '.join(streams)} of encoder {pair.encoder!r}; the model was trained on "
+            f"speech of {encoder!r}. Build the suite with the model's encoder, and extract units with it."
         )
 
 
 def _encoder_of_stream(fingerprint: str, streams: Iterable[str]) -> dict[str, str]:
-    """A codec's fingerprint -> its part for each stream; with fewer parts than there are streams, for `streams`."""
+    """Split a codec's fingerprint into {stream: part}; with fewer parts than streams, the parts are of `streams`."""
     parts = fingerprint.split("-")
     return dict(zip(STREAM_FIELDS if len(parts) == len(STREAM_FIELDS) else streams, parts, strict=False))
 
 
 def _encoder_of_read_streams(pair: Pair, streams: Iterable[str]) -> str:
-    """The part of the suite's fingerprint that is of some streams: that of a codec that makes only these."""
+    """Return the suite's fingerprint restricted to some streams, equal to that of a codec that produces only these."""
     parts = pair.encoder.split("-")
     if len(parts) != len(pair.streams):
         return pair.encoder
@@ -349,7 +371,7 @@ def _score_pairs(model, pairs, sequence_format, normalisation, window, scoring) 
 def pair_row(
     pair: Pair, whole: Sequence[SequenceScore], continued: Sequence[SequenceScore], normalisation: str
 ) -> dict:
-    """The row of one pair from the scores of its two halves, and of their continuations where those decide."""
+    """Return the row of one pair from the scores of its halves and, under "local" and "pmi", of the continuations."""
     credit = {name: pair_credit(*whole, name) for name in NORMALISATIONS}
     columns = _score_columns(whole, "")
     if continued:
@@ -375,7 +397,7 @@ def _score_columns(halves: Sequence[SequenceScore], part: str) -> dict:
 
 
 def summarise_rows(suite: str, rows: list[dict], normalisation: str, convention: dict, seed: int) -> SuiteResult:
-    """The result of a suite from the rows of its pairs."""
+    """Return the result of a suite from the rows of its pairs."""
 
     def accuracy(selected: list[dict], name: str) -> float:
         return sum(row[f"credit_{name}"] for row in selected) / len(selected)

@@ -240,7 +240,7 @@ def test_suites_of_another_codec_than_the_units_are_refused(material, tmp_path, 
     pq.write_table(units, tmp_path / "units" / "shard-00000.parquet")
     (tmp_path / "suites").symlink_to(material / "suites")
     assert ablate(tmp_path, write_recipe(tmp_path / "recipe.yaml"), tmp_path / "out") == 2
-    assert "of encoder '0123456789abcdef', the model's speech is of 'fed" in capsys.readouterr().err
+    assert "of encoder '0123456789abcdef'; the model was trained on speech of 'fed" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

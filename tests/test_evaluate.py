@@ -99,7 +99,7 @@ def test_units_of_another_codec_than_the_suites_are_refused(folder, tmp_path, ca
         pq.write_table(units.append_column("encoder", pa.array(["0123456789abcdef"] * len(units))), path)
     arguments = ["--suite", str(folder / "suites"), "--units", str(tmp_path / "units"), "--output-dir", str(tmp_path)]
     assert main(["evaluate", "--model", str(folder / "base"), *arguments]) == 2
-    assert "the model's speech is of '0123456789abcdef'" in capsys.readouterr().err
+    assert "the model was trained on speech of '0123456789abcdef'" in capsys.readouterr().err
 
 
 def test_a_teacher_gives_ratios_tests_and_a_page(folder, tmp_path):

@@ -178,7 +178,7 @@ def test_what_cannot_be_scored_is_refused_before_training(tmp_path):
     too_high = [replace(PAIRS[0], negative_units=(999,))]
     with pytest.raises(ScoringError, match="The negative half of pair '0' cannot be read by this model"):
         SuiteEvaluationCallback({"story": too_high}).attach(make_trainer(tmp_path))
-    with pytest.raises(SuiteError, match="the model's speech is of 'other'"):
+    with pytest.raises(SuiteError, match="the model was trained on speech of 'other'"):
         SuiteEvaluationCallback({"story": PAIRS}, encoder="other").attach(make_trainer(tmp_path))
     with pytest.raises(ValueError, match="nothing to score"):
         SuiteEvaluationCallback({})

@@ -156,7 +156,7 @@ def test_without_bos_the_first_token_is_not_scored(language_model):
 def test_texts_that_have_no_perplexity(language_model):
     nothing = generative_perplexity(["", " "], language_model, word_tokenizer(bos_token="<s>"))
     assert (nothing.value, nothing.ci95, nothing.n, nothing.num_unscored) == (None, None, 0, 2)
-    with pytest.raises(ScoringError, match="Text 1 has 71 ids; the model reads at most 64"):
+    with pytest.raises(ScoringError, match="Text 1 has 71 ids; the model's context is at most 64"):
         generative_perplexity(["a cat", "a " * 70], language_model, word_tokenizer(bos_token="<s>"))
 
 

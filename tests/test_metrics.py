@@ -278,7 +278,7 @@ def test_other_models_are_read_by_a_format(model):
     columns, unit_format = pairs_to_columns("swuggy", pairs), UnitSequenceFormat(range(2, 502), bos_token_id=1)
     result = load("swuggy").compute(**columns, model=llama, sequence_format=unit_format)
     assert result["accuracy"] == evaluate_suite(llama, pairs, sequence_format=unit_format).accuracy
-    with pytest.raises(ValueError, match="does not say what its ids mean"):
+    with pytest.raises(ValueError, match="does not define the meaning of its ids"):
         load("swuggy").compute(**columns, model=llama)
     with pytest.raises(ValueError, match="the format says whether repeats are merged"):
         load("swuggy").compute(**columns, model=llama, sequence_format=unit_format, deduplicate=False)

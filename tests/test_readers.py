@@ -120,13 +120,13 @@ def test_every_defect_of_salmon_is_named(salmon, write, speech):
     assert found == {
         "gender_consistency/2": "has no negative half; found only gender_consistency/sample_2_0.wav",
         "rir_consistency/sample_0_1.wav": "lasts 0.05 s; expected at least 0.1 s (pair rir_consistency/0)",
-        "rir_consistency/2": "is a duplicate id; expected one file a half, found positive "
+        "rir_consistency/2": "is a duplicate id; expected one file per half, found positive "
         "rir_consistency/sample_2_0.wav; negative rir_consistency/sample_02_1.flac and rir_consistency/sample_2_1.wav",
         "rir_consistency/sample_4_2.wav": "has another name than sample_<i>_0 or sample_<i>_1",
         "extra": f"is no part of SALMon; expected one of {SALMON_PARTS}",
         "speaker_consistency": "holds no audio; expected sample_<i>_<j>.wav",
     }
-    with pytest.raises(SuiteError, match=r"has 7 problems; mend them:\n(.*\n)*gender_consistency/2: has no negative"):
+    with pytest.raises(SuiteError, match=r"has 7 problems; fix them:\n(.*\n)*gender_consistency/2: has no negative"):
         read_audio_suite(salmon, strict=True)
     assert len(read_audio_suite(salmon, min_seconds=0.04).pairs) == len(suite.pairs) + 1
 
@@ -230,7 +230,7 @@ def test_every_defect_of_a_salmon_table_is_named(salmon_of_the_hub, speech):
     assert found.pop(f"{table}, row 5").startswith("found task 'whisper_consistency' and ind 3; expected one of (")
     assert found.pop(f"{table}, row 6").startswith("found task 'gender_consistency' and ind None; expected")
     assert found == {
-        "gender_consistency/2": "is a duplicate id; expected one file a half, found positive "
+        "gender_consistency/2": "is a duplicate id; expected one file per half, found positive "
         f"{table}, row 3 (positive_audio) and {table}, row 4 (positive_audio); negative "
         f"{table}, row 3 (negative_audio) and {table}, row 4 (negative_audio)",
         f"{table}, row 7 (positive_audio)": "lasts 0.05 s; expected at least 0.1 s (pair gender_consistency/5)",
@@ -330,7 +330,7 @@ def test_every_defect_of_a_gold_table_is_named(lexical, write):
     suite = read_audio_suite(lexical)
     assert [pair.id for pair in suite.pairs] == ["12/A", "4/A", "6/A", "7/A", "7/B"]
     assert reasons(suite) == {
-        "3/A": "is a duplicate id; expected one file a half, found positive w3A.wav and w3A.wav; negative n3A.wav",
+        "3/A": "is a duplicate id; expected one file per half, found positive w3A.wav and w3A.wav; negative n3A.wav",
         "5/A": "has no negative half; found only w5A.wav",
         "gold.csv, line 16 (w8A)": "found frequency 'often'; expected how often LibriSpeech has the word",
         "gold.csv, line 17 (w9A)": "found correct 'yes'; expected 1 or 0",
@@ -373,7 +373,7 @@ def test_syntactic_release(syntactic):
 
 def test_the_data_set_of_both_tasks_needs_a_layout(lexical, syntactic):
     root = lexical.parents[1]
-    with pytest.raises(SuiteError, match=r"fits the layouts \['zerospeech_lexical', 'zerospeech_syntactic'\]"):
+    with pytest.raises(SuiteError, match=r"matches several layouts, \['zerospeech_lexical', 'zerospeech_syntactic'\]"):
         read_audio_suite(root)
     assert read_audio_suite(root, "zerospeech_lexical").name == "swuggy"
     assert read_audio_suite(root, "zerospeech_syntactic").name == "sblimp"

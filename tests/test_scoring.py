@@ -246,7 +246,7 @@ def test_sequence_without_targets_raises(llama):
 
 
 def test_sequence_beyond_the_context_raises(llama):
-    with pytest.raises(ScoringError, match=r"has 131 ids; the model reads at most 128"):
+    with pytest.raises(ScoringError, match=r"has 131 ids; the model's context is at most 128"):
         score_sequences(llama, [[1, *[9] * 130]], scored_ids=UNITS)
 
 
@@ -316,7 +316,7 @@ def test_a_format_says_what_it_reads_and_scores():
     [
         ({"scored_streams": ("unit", "tone")}, r"scored_streams \('unit', 'tone'\); this model has"),
         ({"scored_streams": ()}, r"scored_streams \(\)"),
-        ({"deduplicate": False}, "merged streams without repeats"),
+        ({"deduplicate": False}, "deduplicate=False for a model with pitch or style"),
     ],
 )
 def test_impossible_formats_are_refused(options, message):

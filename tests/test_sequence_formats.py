@@ -112,7 +112,7 @@ def test_units_can_have_any_ids():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: SpeechSequenceFormat(LlamaConfig()), "Found a LlamaConfig, .* in a UnitSequenceFormat"),
+        (lambda: SpeechSequenceFormat(LlamaConfig()), "Found a LlamaConfig, .* pass a UnitSequenceFormat"),
         (lambda: UnitSequenceFormat([4, 4]), "Found 2 unit_ids, 1 of them different"),
         (lambda: UnitSequenceFormat([]), "Found 0 unit_ids"),
         (lambda: UnitSequenceFormat(range(1, 9), eos_token_id=2), r"the special ids \[2\]"),

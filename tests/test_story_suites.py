@@ -196,7 +196,7 @@ def test_a_manifest_keeps_stories_apart_and_whole(release, encode, tmp_path):
         [whole] = codec.encode([np.concatenate([waves["context"], waves["negative"]])])
         np.testing.assert_array_equal(SpeechStreams(pair.negative_units).units, whole.units)
         assert pair.positive_text == f"{source.context_text} {source.positive_text}"
-    with pytest.raises(SuiteError, match="has a context apart; expected all"):
+    with pytest.raises(SuiteError, match="has a separate context; expected all or none"):
         StorySuite([pairs[0], replace(pairs[1], story=None)], "text-text", None)
 
 

@@ -109,7 +109,7 @@ def test_a_stopped_run_goes_on(salmon, codec, tmp_path, monkeypatch):
     output = tmp_path / "salmon.parquet"
     broken = salmon / "sentiment_alignment" / "sample_0_1.flac"
     whole = damage(broken)
-    with pytest.raises(SuiteError, match=r"salmon has 1 problems; mend them:\nsentiment_alignment/0: .*0_1.flac"):
+    with pytest.raises(SuiteError, match=r"salmon has 1 problems; fix them:\nsentiment_alignment/0: .*0_1.flac"):
         encode(salmon, codec, output, strict=True)
     assert not output.exists() and not output.with_suffix(".json").exists()
     [finished] = (tmp_path / ".salmon.parquet.partial").glob("*.parquet")

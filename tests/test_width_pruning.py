@@ -230,7 +230,7 @@ def test_a_config_that_cannot_be_cut_is_refused(changes, message):
 
 def test_a_narrower_student_needs_calibration():
     teacher = make_teacher()
-    with pytest.raises(ValueError, match="pass `calibration`"):
+    with pytest.raises(ValueError, match="but no `calibration`; pass batches"):
         student_from_teacher(teacher, ALL_BLOCKS, smaller(teacher, hidden_size=16))
     with pytest.raises(ValueError, match="found no token in it"):
         prune(teacher, calibration=[], hidden_size=16)

@@ -1,8 +1,8 @@
-"""Which block of the teacher each block of the student answers to.
+"""The mapping from student blocks to teacher blocks.
 
-One `LayerMap` object serves both the initialisation of the student (the weights of teacher block `t` are copied into
-student block `s`) and the alignment losses (block `s` is pulled towards block `t`). Blocks are counted from 0, without
-the embedding.
+One `LayerMap` serves both the initialization of the student (the weights of teacher block `t` are copied into student
+block `s`) and the alignment losses (the activations of block `s` are trained towards those of block `t`). A block is
+one decoder layer; blocks are counted from 0, without the embedding.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,14 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LayerMap:
-    """Pairs `(teacher_block, student_block)`, kept in the order of the student's blocks.
+    """Map from student blocks to teacher blocks, as pairs sorted by student block.
 
     Args:
         pairs (`tuple[tuple[int, int], ...]`):
-            Zero-based block indices. A student block appears at most once; a teacher block may serve several.
+            Pairs `(teacher_block, student_block)` of zero-based block indices. Each student block may appear once; a
+            teacher block may be mapped to several student blocks.
 
     Raises:
-        ValueError: for an empty map, indices that are no non-negative integers, or a student block named twice.
+        ValueError: if the map is empty, an index is not a non-negative integer, or a student block appears twice.
 
     Example:
 
@@ -50,9 +51,17 @@ class LayerMap:
 
     @classmethod
     def every_third_ending_last(cls, num_teacher_layers: int, num_student_layers: int) -> "LayerMap":
-        """The paper's map (arXiv 2506.23670): one teacher block in three, counted back from the last.
+        """Return the map of arXiv 2506.23670: every third teacher block, counted back from the last one.
 
-        32 -> 10 layers gives `3 * l + 4`, that is 4, 7, ..., 31; 11 -> 3 gives 4, 7, 10.
+        For 32 teacher and 10 student layers, student block `l` is mapped to teacher block `3 * l + 4` (4, 7, ..., 31);
+        for 11 and 3 layers, to teacher blocks 4, 7 and 10.
+
+        Args:
+            num_teacher_layers (`int`): number of blocks of the teacher.
+            num_student_layers (`int`): number of blocks of the student.
+
+        Raises:
+            ValueError: if the teacher has too few blocks.
         """
         first = num_teacher_layers - 1 - 3 * (num_student_layers - 1)
         if num_student_layers < 1 or first < 0:
@@ -65,7 +74,7 @@ class LayerMap:
 
     @classmethod
     def uniform(cls, num_teacher_layers: int, num_student_layers: int) -> "LayerMap":
-        """Evenly spread blocks that include the first and the last, as distil-whisper copies them."""
+        """Return a map to evenly spaced teacher blocks, including the first and the last, as in distil-whisper."""
         _check_depths(num_teacher_layers, num_student_layers)
         if num_student_layers == 1:
             return cls.last(num_teacher_layers, 1)
@@ -74,14 +83,14 @@ class LayerMap:
 
     @classmethod
     def last(cls, num_teacher_layers: int, num_student_layers: int) -> "LayerMap":
-        """The last `num_student_layers` blocks of the teacher."""
+        """Return the map to the last `num_student_layers` blocks of the teacher."""
         _check_depths(num_teacher_layers, num_student_layers)
         first = num_teacher_layers - num_student_layers
         return cls(tuple((first + student, student) for student in range(num_student_layers)))
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[Sequence[int]]) -> "LayerMap":
-        """Read explicit pairs, e.g. the list of lists of a YAML recipe or of [`LayerMap.to_list`]."""
+        """Return the map of explicit `[teacher_block, student_block]` pairs, as in a YAML recipe or `to_list`."""
         return cls(tuple(tuple(pair) for pair in pairs))
 
     @property
@@ -95,14 +104,17 @@ class LayerMap:
         return tuple(student for _, student in self.pairs)
 
     def to_list(self) -> list[list[int]]:
-        """Return `[[teacher_block, student_block], ...]`, ready for YAML, JSON and model cards."""
+        """Return the pairs as `[[teacher_block, student_block], ...]`, for YAML, JSON and model cards."""
         return [list(pair) for pair in self.pairs]
 
     def restricted_to(self, student_blocks: Sequence[int] | None) -> "LayerMap":
-        """The pairs of some student blocks; the whole map for `None`.
+        """Return the map restricted to some student blocks.
+
+        Args:
+            student_blocks (`Sequence[int]`, *optional*): student blocks to keep; `None` keeps all.
 
         Raises:
-            ValueError: for a student block the map does not name, or no block at all.
+            ValueError: if a student block is not in the map, or the sequence is empty.
         """
         if student_blocks is None:
             return self
@@ -115,7 +127,7 @@ class LayerMap:
         return LayerMap(tuple(pair for pair in self.pairs if pair[1] in student_blocks))
 
     def describe(self) -> str:
-        """The map in one sentence, for a model card: as a formula where the blocks are evenly spaced.
+        """Return a one-sentence description for a model card: a formula if the blocks are evenly spaced, else a list.
 
         ```python
         >>> LayerMap.every_third_ending_last(32, 10).describe()
@@ -140,7 +152,15 @@ class LayerMap:
         return f"Blocks {listed[0]} of the student answer to blocks {listed[1]} of the teacher."
 
     def check_depths(self, num_teacher_layers: int, num_student_layers: int) -> None:
-        """Raise `ValueError` when a block lies outside either model."""
+        """Check that every block of the map exists in both models.
+
+        Args:
+            num_teacher_layers (`int`): number of blocks of the teacher.
+            num_student_layers (`int`): number of blocks of the student.
+
+        Raises:
+            ValueError: if a block index is out of range for its model.
+        """
         for name, blocks, depth in (
             ("teacher", self.teacher_blocks, num_teacher_layers),
             ("student", self.student_blocks, num_student_layers),

@@ -1,7 +1,8 @@
-"""Cross-entropy and distillation on logits, through the LM heads of both models, a chunk of tokens at a time.
+"""Cross-entropy and logit distillation, computed from hidden states and LM heads in chunks of tokens.
 
-Shapes: N = supervised tokens, n = tokens of one chunk, d hidden size, V vocabulary. Values and gradients are computed
-in fp32 at least; logits are multiplied in the dtype of the LM heads. Every loss is a sum over tokens.
+Shapes: N = supervised tokens, n = tokens of one chunk, d hidden size, V vocabulary. Losses and gradients are computed
+in fp32 or higher precision; the product with the LM head is computed in the dtype of the head. Every loss is a sum
+over tokens.
 """
 
 import math
@@ -13,24 +14,25 @@ import torch.nn.functional as F
 
 from .losses import at_least_float32
 
-# `teacher_logits(rows, student_logits)` gives the teacher's logits, of shape `(n, V)`, of the tokens `rows` (a slice
-# of the N). It may read the student's logits of the same tokens, but not write them; its result is overwritten.
+# `teacher_logits(rows, student_logits)` returns the teacher's logits of shape `(n, V)` for the tokens `rows`, a slice
+# of the N tokens. It may read, but not modify, the student's logits of the same tokens. The caller overwrites its
+# result.
 TeacherLogits = Callable[[slice, torch.Tensor], torch.Tensor]
 
-# Most logits of one model held at once: 32 MB of fp32 on a CPU, 256 MB on an accelerator.
+# Upper limit of the logits of one model in memory: 32 MB of fp32 on a CPU, 256 MB on an accelerator.
 _CPU_CHUNK_ELEMENTS, _GPU_CHUNK_ELEMENTS = 2**23, 2**26
 _MAX_CHUNK_TOKENS = 2048
 
 
 class LogitsLosses(NamedTuple):
-    """Result of [`logits_losses`]: sums over the supervised tokens.
+    """Result of [`logits_losses`]: sums over the supervised tokens, each a scalar tensor.
 
     Attributes:
-        total: the weighted sum of both terms; the only field that carries a gradient.
-        cross_entropy: sum of `w_n` times the negative log likelihood, in nats; 0 when the term is off.
-        divergence: sum of `w_n * tau_n^2 * D_n`, in nats; 0 when the term is off.
-        agreement: number of tokens whose likeliest next token is the same in both models. It is counted in
-            evaluation only: 0 while gradients are on, or without a teacher.
+        total: weighted sum of both terms; the only field with a gradient.
+        cross_entropy: sum of `w_n` times the negative log-likelihood, in nats; 0 if the term is disabled.
+        divergence: sum of `w_n * tau_n^2 * D_n`, in nats; 0 if the term is disabled.
+        agreement: number of positions at which both models predict the same most likely next token. It is counted in
+            evaluation only, and is 0 while gradients are enabled or without a teacher.
     """
 
     total: torch.Tensor
@@ -40,7 +42,7 @@ class LogitsLosses(NamedTuple):
 
 
 class HeadLogits:
-    """[`TeacherLogits`] of a model that is at hand: hidden states times LM head, one chunk at a time.
+    """[`TeacherLogits`] that are computed from hidden states and an LM head, one chunk at a time.
 
     Args:
         hidden (`torch.Tensor` of shape `(N, d)`): final hidden states at the supervised positions.
@@ -56,15 +58,17 @@ class HeadLogits:
 
 
 def forward_kl(log_student: torch.Tensor, log_teacher: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """`KL(t || s) = sum_v t_v log(t_v / s_v)`: the student covers every mode of its teacher (Hinton et al. 2015).
+    """Compute the forward divergence `KL(t || s) = sum_v t_v log(t_v / s_v)` (Hinton et al. 2015).
+
+    It is mode-covering: the student is penalized wherever the teacher has probability and the student has none.
 
     Args:
         log_student, log_teacher (`torch.Tensor` of shape `(n, V)`): log-probabilities. Both are overwritten.
         beta (`float`): not used by this divergence.
 
     Returns:
-        Divergence of each row, of shape `(n,)` in nats, and its gradient with respect to the student's logits behind
-        `log_student`, of shape `(n, V)`: `s - t`.
+        `tuple`: the divergence of each row, of shape `(n,)`, in nats, and its gradient `s - t` with respect to the
+        student's logits, of shape `(n, V)`.
     """
     teacher = log_teacher.exp()
     values = log_teacher.sub_(log_student).mul_(teacher).sum(-1)
@@ -72,9 +76,10 @@ def forward_kl(log_student: torch.Tensor, log_teacher: torch.Tensor, beta: float
 
 
 def reverse_kl(log_student: torch.Tensor, log_teacher: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """`KL(s || t)`: the student keeps to the teacher's likeliest modes (MiniLLM, arXiv 2306.08543, equation 1).
+    """Compute the reverse divergence `KL(s || t)` (MiniLLM, arXiv 2306.08543, equation 1).
 
-    Arguments and result as in [`forward_kl`]; the gradient is `s * (log(s / t) - KL)`.
+    It is mode-seeking: the student concentrates on the most likely modes of the teacher. The arguments and the result
+    are those of [`forward_kl`]; the gradient is `s * (log(s / t) - KL)`.
     """
     student = log_student.exp()
     ratio = log_student.sub_(log_teacher)
@@ -85,11 +90,11 @@ def reverse_kl(log_student: torch.Tensor, log_teacher: torch.Tensor, beta: float
 def generalised_jsd(
     log_student: torch.Tensor, log_teacher: torch.Tensor, beta: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`beta KL(t || m) + (1 - beta) KL(s || m)`, `m = beta t + (1 - beta) s` (GKD, arXiv 2306.13649, equation 1).
+    """Compute the generalized Jensen-Shannon divergence (GKD, arXiv 2306.13649, equation 1).
 
-    Bounded by log 2. Towards beta 0 it behaves like `beta * forward_kl`, towards 1 like `(1 - beta) * reverse_kl`.
-    Arguments and result as in [`forward_kl`], `0 < beta < 1`; the gradient is
-    `(1 - beta) s * (log(s / m) - KL(s || m))`.
+    It is `beta KL(t || m) + (1 - beta) KL(s || m)` with `m = beta t + (1 - beta) s` and `0 < beta < 1`, and is at most
+    log 2. As beta approaches 0 it approaches `beta * forward_kl`, as beta approaches 1 `(1 - beta) * reverse_kl`. The
+    arguments and the result are those of [`forward_kl`]; the gradient is `(1 - beta) s * (log(s / m) - KL(s || m))`.
     """
     log_mixture = torch.logaddexp(log_teacher + math.log(beta), log_student + math.log1p(-beta))
     teacher, student = log_teacher.exp(), log_student.exp()
@@ -104,14 +109,15 @@ DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": genera
 
 
 class LogitsSettings(NamedTuple):
-    """What [`logits_losses`] computes.
+    """Settings of [`logits_losses`].
 
     Attributes:
-        cross_entropy_weight, logits_weight (`float`): a and b. A term of weight 0 is not computed.
+        cross_entropy_weight, logits_weight (`float`): weights a and b of the two terms. A term of weight 0 is not
+            computed.
         divergence (`str`, defaults to `"forward_kl"`): "forward_kl", "reverse_kl" or "jsd".
-        jsd_beta (`float`, defaults to 0.5): share of the teacher in the mixture of "jsd".
-        chunk_size (`int`, *optional*): tokens per chunk. By default as many as keep the logits of one model below
-            32 MB on a CPU and 256 MB on an accelerator, 2048 at most.
+        jsd_beta (`float`, defaults to 0.5): weight of the teacher in the mixture of "jsd".
+        chunk_size (`int`, *optional*): tokens per chunk. The default keeps the logits of one model below 32 MB on a
+            CPU and 256 MB on an accelerator, and is at most 2048.
     """
 
     cross_entropy_weight: float
@@ -132,27 +138,28 @@ def logits_losses(
     token_weights: torch.Tensor | None = None,
     allowed_ids: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> LogitsLosses:
-    """`sum_n w_n * (a * CE(z^S_n, y_n) + b * tau_n^2 * D(softmax(z^T_n / tau_n), softmax(z^S_n / tau_n)))`.
+    """Compute the weighted sum of cross-entropy and logit distillation over the supervised tokens.
 
-    `z = head @ hidden`, and D is one of the three divergences above. The factor tau^2 keeps the size of the gradient
-    when tau changes (Hinton et al. 2015, section 2). The gradient of each divergence against fixed targets is known
-    in closed form, so it is taken in the forward pass: the logits of one chunk are the most that is ever held.
+    The loss is `sum_n w_n * (a * CE(z^S_n, y_n) + b * tau_n^2 * D(softmax(z^T_n / tau_n), softmax(z^S_n / tau_n)))`,
+    where `z = head @ hidden` and D is `forward_kl`, `reverse_kl` or `generalised_jsd`. The factor tau^2 keeps the
+    scale of the gradient independent of tau (Hinton et al. 2015, section 2). The gradients have closed forms and are
+    computed in the forward pass, so that only the logits of one chunk are in memory at a time.
 
     Args:
         student_hidden (`torch.Tensor` of shape `(N, d)`): final hidden states at the supervised positions.
         student_head (`torch.Tensor` of shape `(V, d)`): weight of the student's LM head, without bias.
         targets (`torch.LongTensor` of shape `(N,)`): the next token of each position.
-        settings ([`LogitsSettings`]): a, b, the divergence and the size of a chunk.
-        teacher_logits ([`TeacherLogits`], *optional*): needed when b is not 0.
+        settings ([`LogitsSettings`]): weights a and b, the divergence and the chunk size.
+        teacher_logits ([`TeacherLogits`], *optional*): required if b is not 0.
         temperature (`float` or `torch.Tensor` of shape `(N,)`, defaults to 2.0): tau.
-        token_weights (`torch.Tensor` of shape `(N,)`, *optional*): w, by default 1.
-        allowed_ids (two `torch.LongTensor` of shape `(N,)`, *optional*): first id and one past the last id between
-            which the divergence compares both models, renormalised; by default the whole vocabulary. The
-            cross-entropy always sees the whole vocabulary.
+        token_weights (`torch.Tensor` of shape `(N,)`, *optional*): weights w; by default 1.
+        allowed_ids (two `torch.LongTensor` of shape `(N,)`, *optional*): for each token, the first id and one past the
+            last id of the range over which the divergence is computed; both distributions are renormalized over it.
+            By default the whole vocabulary. The cross-entropy always covers the whole vocabulary.
 
     Returns:
-        [`LogitsLosses`]. The hidden states and the head receive a gradient, the teacher none. The gradient can be
-        taken once: it is scaled in place.
+        [`LogitsLosses`]: the hidden states and the student's head receive a gradient, the teacher does not.
+        `backward` can be called once only, because it scales the stored gradient in place.
     """
     if not (settings.cross_entropy_weight or settings.logits_weight):
         return LogitsLosses(*torch.zeros(4, device=student_hidden.device).unbind())
@@ -169,14 +176,14 @@ def logits_losses(
 
 
 class _TokenSettings(NamedTuple):
-    """What may differ from token to token; the fields are explained in [`logits_losses`]."""
+    """Settings per token; the fields are described in [`logits_losses`]."""
 
     temperature: float | torch.Tensor
     weights: torch.Tensor | None
     allowed_ids: tuple[torch.Tensor, torch.Tensor] | None
 
     def chunk(self, rows: slice) -> "_TokenSettings":
-        """The settings of some tokens, as columns that broadcast over the vocabulary."""
+        """Return the settings of some tokens as columns that broadcast over the vocabulary."""
         temperature = self.temperature
         if isinstance(temperature, torch.Tensor):
             temperature = temperature[rows, None]
@@ -185,7 +192,7 @@ class _TokenSettings(NamedTuple):
         return _TokenSettings(temperature, weights, allowed)
 
     def forbidden(self, vocabulary_size: int) -> torch.Tensor | None:
-        """Mark the ids the divergence leaves out, of shape `(n, V)`; None where it compares all of them."""
+        """Return the mask of shape `(n, V)` of the ids outside the divergence, or None if it covers all ids."""
         if self.allowed_ids is None:
             return None
         first, stop = self.allowed_ids
@@ -194,7 +201,7 @@ class _TokenSettings(NamedTuple):
 
 
 class _LogitsLosses(torch.autograd.Function):
-    """Chunked cross-entropy and divergence; the gradients of hidden states and head are taken in the forward pass."""
+    """Chunked cross-entropy and divergence; the forward pass computes the gradients of hidden states and head too."""
 
     @staticmethod
     def forward(ctx, hidden, head, targets, settings, teacher_logits, token_settings, with_gradient):
@@ -240,7 +247,7 @@ def _default_chunk_size(head: torch.Tensor) -> int:
 
 
 def _in_matmul_dtype(head: torch.Tensor) -> torch.Tensor:
-    """Cast an LM head as autocast would: once for all chunks instead of once per product."""
+    """Cast an LM head as autocast does, but once for all chunks instead of once per product."""
     if not torch.is_autocast_enabled(head.device.type):
         return head
     return head.to(torch.get_autocast_dtype(head.device.type))

@@ -1,6 +1,6 @@
-"""A student made of its teacher: some of its blocks, and where it is narrower the parts of them that do most.
+"""Initialize a student from its teacher by depth pruning and, if the student is narrower, width pruning.
 
-Depth pruning follows arXiv 2506.23670 (section on initialisation), width pruning Minitron (arXiv 2407.14679).
+Depth pruning follows arXiv 2506.23670 (section on initialization), width pruning Minitron (arXiv 2407.14679).
 """
 
 import copy
@@ -14,7 +14,7 @@ from .layer_map import LayerMap
 from .width_pruning import WidthCut, head_size
 
 _WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-# What a student computes in the same way as its teacher; only sizes can be cut.
+# Config fields that must be equal in student and teacher; pruning only changes sizes.
 _SHARED_FIELDS = (
     "model_type",
     "vocab_size",
@@ -32,40 +32,41 @@ def student_from_teacher(
     config: PreTrainedConfig | None = None,
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
 ) -> PreTrainedModel:
-    """Make a smaller model of the teacher's class out of the teacher's weights.
+    """Return a smaller model of the teacher's class, initialized from the teacher's weights.
 
-    Without `config` the student has the teacher's widths: its embeddings, final norm, LM head and mapped blocks are
-    copied. A narrower `config` keeps the hidden channels, FFN units, attention heads and value channels that are most
-    active on the calibration set ([`WidthCut`] says how). Whatever is cut away leaves the logits as they were if it
-    was zero for every input.
+    Without `config` the student keeps the teacher's widths: the embeddings, final norm, LM head and mapped blocks are
+    copied. With a narrower `config` it keeps the hidden channels, FFN units, attention heads and value channels with
+    the largest activations on the calibration set (see [`WidthCut`]). Removing a part whose activations are zero for
+    every input does not change the logits.
 
     Args:
         teacher ([`~transformers.PreTrainedModel`]):
-            A causal LM of Llama's layout (`model.layers`). It is not changed.
+            A causal LM with Llama's module layout (`model.layers`). It is not changed.
         layer_map ([`LayerMap`]):
-            Gives every student block `0 ... n-1` its teacher block; its length is the depth of the student.
+            Assigns a teacher block to every student block `0 ... n-1`; its length is the depth of the student.
         config ([`~transformers.PreTrainedConfig`], *optional*):
-            The student's, of the teacher's class, with any smaller `hidden_size`, `intermediate_size`,
-            `num_attention_heads`, `num_key_value_heads` and `head_dim`. Where the hidden size differs the student's
-            `rms_norm_eps` is the teacher's times teacher width / student width, whatever `config` says, so that the
-            norms keep their meaning. Default: the teacher's with `num_hidden_layers` of the map.
+            Config of the student, of the teacher's config class, with any smaller `hidden_size`, `intermediate_size`,
+            `num_attention_heads`, `num_key_value_heads` and `head_dim`. If the hidden size differs, `rms_norm_eps` of
+            the student is set to the teacher's value times teacher width / student width, whatever `config` contains,
+            so that the norms stay equivalent. Default: the teacher's config with `num_hidden_layers` of the map.
         calibration (`Iterable[Mapping]`, *optional*):
-            Batches with `input_ids` and optionally `attention_mask`, of the data the student is for; needed for
-            another width. A thousand examples are enough.
+            Batches with `input_ids` and optionally `attention_mask`, drawn from the student's training domain.
+            Required if the student is narrower than the teacher. A thousand examples are enough.
 
     Returns:
-        [`~transformers.PreTrainedModel`]: a student with storage of its own, in the teacher's dtype and on its device,
-        trainable and in training mode.
+        [`~transformers.PreTrainedModel`]: the student, which shares no storage with the teacher, in the teacher's
+        dtype and on its device, trainable and in training mode.
 
     Raises:
-        ValueError: when the map leaves out a student block or names a block the teacher does not have, when the config
-            is larger than the teacher or differs in more than sizes, or when a narrower one comes without calibration.
+        ValueError: if the map omits a student block or names a block that the teacher does not have, if the config is
+            larger than the teacher's or differs in more than sizes, or if a narrower config comes without
+            `calibration`.
     """
     num_student_layers = len(layer_map.pairs)
     if layer_map.student_blocks != tuple(range(num_student_layers)):
         raise ValueError(
-            f"To initialise a student the layer map must name its blocks 0 to {num_student_layers - 1} without a "
-            f"gap; found student blocks {list(layer_map.student_blocks)}."
+            f"found student blocks {list(layer_map.student_blocks)} in the layer map; to initialize a student it must "
+            f"name blocks 0 to {num_student_layers - 1} without a gap."
         )
     layer_map.check_depths(teacher.config.num_hidden_layers, num_student_layers)
     config = _checked_config(teacher.config, config, num_student_layers)
@@ -73,12 +74,12 @@ def student_from_teacher(
     if _is_narrower(config, teacher.config):
         if calibration is None:
             raise ValueError(
-                "A student narrower than its teacher keeps what is most active on a calibration set: pass "
-                "`calibration`, batches with `input_ids` of the data the student is for."
+                "found a student narrower than its teacher but no `calibration`; pass batches with `input_ids` from "
+                "the student's training domain to select the channels, units and heads that it keeps."
             )
         blocks = sorted(set(layer_map.teacher_blocks))
         cut = WidthCut(teacher, config, measure_importance(teacher, calibration, blocks))
-    # Built without storage: initialising billions of weights that are overwritten next takes minutes and memory.
+    # The meta device allocates no storage: initializing billions of weights that are overwritten next takes minutes.
     with torch.device("meta"):
         student = type(teacher)(config)
     _copy_parameters(teacher, student, dict((student_block, block) for block, student_block in layer_map.pairs), cut)
@@ -91,16 +92,17 @@ def student_from_teacher(
 def student_config(
     teacher: PreTrainedConfig, layer_map: LayerMap, sizes: Mapping[str, int] | None = None
 ) -> PreTrainedConfig:
-    """The teacher's config with the depth of a layer map and, where `sizes` names them, other sizes.
+    """Return a copy of the teacher's config with the depth of a layer map and, optionally, other sizes.
 
     Args:
-        teacher ([`~transformers.PreTrainedConfig`]): of Llama's layout; unchanged.
-        layer_map ([`LayerMap`]): its length is the depth.
-        sizes (`Mapping[str, int]`, *optional*): `hidden_size`, `intermediate_size`, `num_attention_heads`,
-            `num_key_value_heads` and `head_dim`; the teacher's where they are left out, `head_dim` too.
+        teacher ([`~transformers.PreTrainedConfig`]): config of a model with Llama's layout. It is not changed.
+        layer_map ([`LayerMap`]): its length is the number of hidden layers.
+        sizes (`Mapping[str, int]`, *optional*): values of `hidden_size`, `intermediate_size`, `num_attention_heads`,
+            `num_key_value_heads` and `head_dim`. Sizes that are left out, `head_dim` included, keep the teacher's
+            value.
 
     Raises:
-        ValueError: for a name that is no size, or a config that is impossible.
+        ValueError: if `sizes` has another key, or the resulting config is invalid.
     """
     sizes = dict(sizes or {})
     unknown = sorted(set(sizes) - {*_WIDTHS, "head_dim"})
@@ -114,7 +116,7 @@ def student_config(
 def _checked_config(
     teacher: PreTrainedConfig, config: PreTrainedConfig | None, num_student_layers: int
 ) -> PreTrainedConfig:
-    """The student's config in an object of its own, checked against the teacher's."""
+    """Return a copy of the student's config after checking it against the teacher's."""
     if config is None:
         config = copy.deepcopy(teacher)
         config.num_hidden_layers = num_student_layers
@@ -158,7 +160,7 @@ def _copy_parameters(
     teacher_block_of: dict[int, int],
     cut: Callable[[str, torch.Tensor], torch.Tensor] | None,
 ) -> None:
-    """Give every parameter of the meta-device `student` a copy of the teacher's, or the part that `cut` keeps."""
+    """Fill the meta-device `student` with copies of the teacher's parameters, or with the part that `cut` keeps."""
     sources = dict(teacher.named_parameters(remove_duplicate=False))
     for name in [name for name, _ in student.named_parameters(remove_duplicate=False)]:
         teacher_name = _teacher_name(name, teacher_block_of)
@@ -169,7 +171,7 @@ def _copy_parameters(
 
 
 def _copy_buffers(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
-    """Copy the rotary frequencies, or compute them where another head size has others."""
+    """Copy the rotary frequencies, or recompute them if the head sizes differ."""
     if head_size(student.config) != head_size(teacher.config):
         rotary = student.get_decoder().rotary_emb
         student.get_decoder().rotary_emb = type(rotary)(student.config).to(teacher.device)

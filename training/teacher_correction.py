@@ -1,7 +1,7 @@
-"""Teacher correction: fit the teacher to the domain before it teaches (arXiv 2506.23670).
+"""Teacher correction: fine-tune the teacher on the target domain before distillation (arXiv 2506.23670).
 
-A LoRA fine-tune on the target corpus, merged back into the weights, so that the corrected teacher is an ordinary model
-of its class.
+The teacher is fine-tuned with LoRA on the target corpus and the update is merged into its weights, so that the
+corrected teacher is an ordinary model of its class.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,21 +25,22 @@ def correct_teacher(
     """Fine-tune `teacher` with LoRA, merge the update into its weights and save it to `arguments.output_dir`.
 
     Args:
-        teacher ([`~transformers.PreTrainedModel`]): a causal LM. It is changed in place: the merged model is this
-            object, so that a model of billions of weights is not held twice.
+        teacher ([`~transformers.PreTrainedModel`]): a causal LM. It is modified in place and returned, so that only
+            one copy of the model is in memory.
         train_dataset (`torch.utils.data.Dataset`): items `{"input_ids": list[int]}` of the target domain.
-        data_collator (`Callable`): turns items into `input_ids`, `attention_mask` and `labels`.
-        arguments ([`CorrectionArguments`]): LoRA settings and everything of `TrainingArguments`;
-            `resume_from_checkpoint` continues an interrupted correction.
-        processing_class (*optional*): tokenizer or processor saved beside the weights.
+        data_collator (`Callable`): collates items into a batch of `input_ids`, `attention_mask` and `labels`.
+        arguments ([`CorrectionArguments`]): LoRA settings and the fields of `TrainingArguments`. Set
+            `resume_from_checkpoint` to resume an interrupted correction.
+        processing_class (*optional*): tokenizer or processor to save next to the weights.
 
     Returns:
-        [`~transformers.PreTrainedModel`]: the corrected teacher, of the class that was passed, trainable again.
+        [`~transformers.PreTrainedModel`]: the corrected teacher: the object that was passed, with all parameters
+        trainable.
 
     Raises:
-        ImportError: when `peft` is not installed.
-        ValueError: when no layer has one of the names in `arguments.lora_target_modules`, or an id to train is not in
-            the teacher's vocabulary.
+        ImportError: if `peft` is not installed.
+        ValueError: if no layer has one of the names in `arguments.lora_target_modules`, or a token id to train is
+            outside the teacher's vocabulary.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -71,7 +72,7 @@ def correct_teacher(
 
 
 def _trainable_rows(teacher: PreTrainedModel, ids: Sequence[int] | None) -> dict[str, list[int]] | None:
-    """The rows to train by the name of the layer: of the embedding and, unless both are one, of the LM head."""
+    """Return the rows to train, by layer name: of the embedding and, unless they are tied, of the LM head."""
     if ids is None:
         return None
     ids, vocab_size = sorted(set(ids)), teacher.config.vocab_size
