@@ -16,9 +16,9 @@ from ..data.audio_io import (
     is_named_like_audio,
     load_audio,
     refuse_same_targets,
+    report_left_out,
     write_audio,
 )
-from ..data.recordings import report_passed_over
 from ..generation_tinywave import OUTPUT_MODALITIES, check_prompt
 from ..pipeline_tinywave import GeneratedSegment, TinyWavePipeline
 from ..tokenization_tinywave import Segment
@@ -188,7 +188,7 @@ def choose_folders(arguments) -> tuple[list[Path], Path]:
         raise ValueError(f"--input-dir {folder} is not a folder")
     paths, passed_over = find_audio_files(folder.iterdir())
     damaged = [path for path in passed_over if is_named_like_audio(path)]
-    report_passed_over({path: reason for path, reason in passed_over.items() if path not in damaged})
+    report_left_out({path: reason for path, reason in passed_over.items() if path not in damaged})
     paths = sorted([*paths, *damaged])  # Damaged ones are named at the end, and make the command fail.
     if not paths:
         raise ValueError(f"{folder} contains no recording; expected audio files")

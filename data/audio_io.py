@@ -5,7 +5,8 @@
 
 import io
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,6 +33,7 @@ __all__ = [
     "is_named_like_audio",
     "load_audio",
     "refuse_same_targets",
+    "report_left_out",
     "waveform_to_flac_bytes",
     "write_audio",
 ]
@@ -130,6 +132,23 @@ def refuse_same_targets(paths: Iterable[Path], target: Callable[[Path], object],
         other = seen.setdefault(target(path), path)
         if other is not path:
             raise ValueError(f"{other} and {path} would get {what} {target(path)}; rename or remove one of them")
+
+
+def report_left_out(reasons: Mapping[object, str], num_items: int | None = None, num_shown: int = 20) -> None:
+    """Print which files or rows are left out and why, the first of them by name, on standard error.
+
+    Args:
+        reasons: of what is left out; a key is its path or its name.
+        num_items (`int`, *optional*): how many there are in all, to be printed beside how many are left out.
+        num_shown (`int`, default 20): how many are named.
+    """
+    for item, reason in list(reasons.items())[:num_shown]:
+        name = describe_source(item) if isinstance(item, Path) else item
+        print(f"left out: {name}: {reason.removeprefix(str(name)).strip(' :')}", file=sys.stderr)
+    if len(reasons) > num_shown:
+        print(f"left out: {len(reasons) - num_shown} more", file=sys.stderr)
+    if reasons and num_items is not None:
+        print(f"{len(reasons)} of {num_items} recordings are left out", file=sys.stderr)
 
 
 def waveform_to_flac_bytes(waveform: np.ndarray, sampling_rate: int) -> bytes:

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,7 +28,7 @@ import soxr
 from tqdm.auto import tqdm
 
 from . import hibari_voice
-from .audio_io import waveform_to_flac_bytes
+from .audio_io import report_left_out, waveform_to_flac_bytes
 from .kokoro_voice import MIX, TEST_VOICES, TRAIN_VOICES, KokoroVoice
 from .pronunciation import TimedLabel, hibari_assets
 from .storage import atomic_file
@@ -44,7 +43,6 @@ MANIFEST = "corpus.json"
 _FORMAT = 1
 _ROWS_PER_GROUP = 50
 _LEFT_OUT = b"left_out"
-_NUM_SHOWN = 20
 
 
 def _timed(label: str) -> pa.DataType:
@@ -215,10 +213,7 @@ def _row_or_reason(make_row: Callable[[CorpusItem], dict], item: CorpusItem) -> 
 
 def _report_left_out(folder: Path, num_items: int) -> None:
     left_out = left_out_items(folder)
-    for identifier, reason in list(left_out.items())[:_NUM_SHOWN]:
-        print(f"left out: {identifier}: {reason}", file=sys.stderr)
-    if left_out:
-        print(f"{folder}: {len(left_out)} of {num_items} recordings are left out", file=sys.stderr)
+    report_left_out(left_out, num_items)
     if len(left_out) == num_items:
         raise CorpusError(f"None of the {num_items} recordings of {folder} can be used.")
 

@@ -5,13 +5,19 @@ their times and its style, is left empty.
 """
 
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .audio_decoding import describe_source
-from .audio_io import AudioError, find_audio_files, load_audio, refuse_same_targets, waveform_to_flac_bytes
+from .audio_io import (
+    AudioError,
+    find_audio_files,
+    load_audio,
+    refuse_same_targets,
+    report_left_out,
+    waveform_to_flac_bytes,
+)
 from .corpus import SAMPLING_RATE, SPLITS, CorpusError, SkippedItem, write_corpus
 
 
@@ -74,7 +80,7 @@ def recordings_in(folder: RecordingFolder) -> list[Recording]:
     root = Path(folder.folder)
     candidates = [path for path in root.rglob("*") if not _is_hidden(path.relative_to(root))]
     paths, passed_over = find_audio_files(candidates)
-    report_passed_over(passed_over)
+    report_left_out(passed_over)
     if not paths:
         raise CorpusError(f"Found no recording in {root}; expected audio files.")
     try:
@@ -101,14 +107,6 @@ def recordings_in(folder: RecordingFolder) -> list[Recording]:
 
 def _is_hidden(path: Path) -> bool:
     return any(name.startswith(".") for name in path.parts)
-
-
-def report_passed_over(reasons: Mapping[Path, str], num_shown: int = 20) -> None:
-    """Print which files are left out and why, the first of them by name, on standard error."""
-    for path, reason in list(reasons.items())[:num_shown]:
-        print(f"left out: {describe_source(path)}: {reason}", file=sys.stderr)
-    if len(reasons) > num_shown:
-        print(f"left out: {len(reasons) - num_shown} more files", file=sys.stderr)
 
 
 def prepare_recordings(

@@ -5,10 +5,11 @@ thread each, which is faster on a CPU than one process of many threads.
 """
 
 import io
+import json
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -27,13 +28,14 @@ from ..codec_tinywave import SpeechCodec
 from ..configuration_tinywave import STREAM_FIELDS
 from ..speech_encoder_tinywave import SpeechEncoder
 from ..speech_quantizers_tinywave import CentroidQuantizer
-from .audio_io import AudioError, load_audio
+from .audio_io import load_audio, report_left_out
 from .codec_loading import load_codec, save_encoders
 from .storage import atomic_file
 from .worker_processes import follow_parent
 
 _ROWS_PER_READ = 16
 _CORPUS_SAMPLING_RATE = 16_000
+_LEFT_OUT = b"rows_left_out"
 
 
 class ShardError(ValueError):
@@ -127,11 +129,13 @@ def _sample_rows(
 def _features_of_rows(path: Path, numbers: set[int], codec: SpeechCodec, check_stop: Callable[[], None]) -> np.ndarray:
     """Return the features of some rows of one shard, joined."""
     encoder, parts = codec.speech_encoder, []
-    for identifier, waveform in _iterate_audio(path, encoder.sampling_rate, numbers):
+    for _, name, audio in _iterate_audio(path, numbers):
         check_stop()
-        with _naming_row(path, identifier):
-            parts += encoder.extract_features([waveform], batch_size=1)
-    return torch.cat(parts).numpy()
+        try:
+            parts += encoder.extract_features([load_audio(audio, encoder.sampling_rate, name=name)], batch_size=1)
+        except ValueError as error:
+            report_left_out({name: str(error)})
+    return torch.cat(parts).numpy() if parts else np.empty((0, encoder.backbone.hidden_size), np.float32)
 
 
 def extract_units(
@@ -146,7 +150,8 @@ def extract_units(
     `units` and, where the codec makes them, `pitch` and `style`; then `encoder`, the fingerprint of the codec. A
     column of the input with the name of a stream, such as the name of a style, is kept as `<name>_name`. Finished
     shards are kept when this runs again, so an interrupted extraction continues; a shard appears complete or not at
-    all.
+    all. A row whose audio cannot be used is left out; it is named on standard error, and with the reason in the
+    metadata of the shard.
 
     Args:
         corpus_folder: parquet shards with at least the columns `id` and `audio` (struct with encoded `bytes`).
@@ -154,7 +159,7 @@ def extract_units(
         output_folder: made if missing.
         num_processes (`int`, default 2): worker processes; 1 works in this process.
 
-    Raises [`ShardError`] for a damaged shard or one without these columns, for audio that cannot be used, and when the
+    Raises [`ShardError`] for a damaged shard or one without these columns, when no audio can be used, and when the
     output folder holds units of another codec; `OSError` when the disk is full.
     """
     if not codec.speech_encoder.quantizer.is_fitted:
@@ -162,15 +167,37 @@ def extract_units(
     output_folder = Path(output_folder)
     output_folder.mkdir(parents=True, exist_ok=True)
     fingerprint = codec.fingerprint()
-    jobs, sizes = [], []
+    jobs, sizes, rows = [], [], {}
     for path in _shards(corpus_folder):
         output = output_folder / path.name
-        identifiers = _read_columns(path, ["id"])["id"].to_pylist()
+        identifiers = rows[output] = _read_columns(path, ["id"])["id"].to_pylist()
         if not _is_finished(output, identifiers, fingerprint):
             jobs.append(partial(_extract_shard, path, output, fingerprint))
             sizes.append(len(identifiers))
     for _ in _run_jobs(jobs, sizes, codec, num_processes, "units"):
         pass
+    _report_rows_left_out(rows, corpus_folder)
+
+
+def _report_rows_left_out(rows: dict[Path, list[str]], corpus_folder: str | os.PathLike) -> None:
+    """Print which rows of which shards have no units, and why; `ShardError` where none has."""
+    left_out = {
+        _row_name(output, identifiers[number]): reason
+        for output, identifiers in rows.items()
+        for number, reason in _rows_left_out(output).items()
+    }
+    num_rows = sum(map(len, rows.values()))
+    report_left_out(left_out, num_rows)
+    if left_out and len(left_out) == num_rows:
+        name, reason = next(iter(left_out.items()))
+        raise ShardError(f"none of the {num_rows} rows of {corpus_folder} can be encoded; {name}: {reason}")
+
+
+def _rows_left_out(output: Path) -> dict[int, str]:
+    """The numbers of the rows of a corpus shard that a shard of units lacks, and why."""
+    with _opened_shard(output) as file:
+        left_out = json.loads((file.schema_arrow.metadata or {}).get(_LEFT_OUT, b"{}"))
+    return {int(number): reason for number, reason in left_out.items()}
 
 
 @dataclass(frozen=True)
@@ -227,6 +254,7 @@ def load_unit_utterances(
 
 def _utterances_of_shard(path: Path, unit_path: Path, units: pa.Table, split: str) -> list[UnitUtterance]:
     table = _read_columns(path, ["id", "split", "audio", "num_samples", "sampling_rate", "voice"])
+    table = _without(table, _rows_left_out(unit_path))
     if table["id"].to_pylist() != units["id"].to_pylist():
         raise ShardError(f"{unit_path} is of other rows than {path}; run extract-units on that corpus again")
     found = set(table["sampling_rate"].to_pylist()) - {_CORPUS_SAMPLING_RATE}
@@ -252,20 +280,28 @@ def _is_finished(output: Path, identifiers: Sequence[str], fingerprint: str) -> 
             f"{output} holds units of the encoder {', '.join(sorted(found))}, but this encoder is {fingerprint}; "
             "units of two encoders cannot be mixed, so choose another output folder or delete the old units"
         )
-    return table["id"].to_pylist() == list(identifiers)
+    left_out = _rows_left_out(output)
+    return table["id"].to_pylist() == [item for number, item in enumerate(identifiers) if number not in left_out]
+
+
+def _without(table: pa.Table, numbers: Collection[int]) -> pa.Table:
+    return table.filter(pa.array([number not in numbers for number in range(table.num_rows)], pa.bool_()))
 
 
 def _extract_shard(
     path: Path, output: Path, fingerprint: str, codec: SpeechCodec, check_stop: Callable[[], None]
 ) -> None:
     """Encode one shard and write its output in one step."""
-    streams = []
-    for identifier, waveform in _iterate_audio(path, codec.input_sampling_rate):
+    streams, left_out = [], {}
+    for number, name, audio in _iterate_audio(path):
         check_stop()
-        with _naming_row(path, identifier):
-            streams += codec.encode([waveform])
+        try:
+            streams += codec.encode([load_audio(audio, codec.input_sampling_rate, name=name)])
+        except ValueError as error:
+            left_out[number] = str(error)
     with _opened_shard(path) as file:
         table = file.read(columns=[name for name in file.schema_arrow.names if name != "audio"])
+    table = _without(table, left_out)
     for name, field in STREAM_FIELDS.items():
         if name in codec.stream_names:
             table = table.rename_columns(
@@ -274,7 +310,10 @@ def _extract_shard(
             values = [getattr(item, field).astype(np.int16) for item in streams]
             table = table.append_column(field, pa.array(values, pa.list_(pa.int16())))
     table = table.append_column("encoder", pa.array([fingerprint] * len(streams), pa.string()))
-    _write_table(table, output)
+    # A corpus names there which of its items have no row.
+    metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != b"left_out"}
+    metadata |= {_LEFT_OUT: json.dumps(left_out)} if left_out else {}
+    _write_table(table.replace_schema_metadata(metadata), output)
 
 
 def _write_table(table: pa.Table, output: Path) -> None:
@@ -318,20 +357,6 @@ class _opened_shard:
         raise ShardError(f"{self.path} is a damaged shard ({error}); delete it and make it again") from error
 
 
-class _naming_row:
-    """Context in which an error about audio gets the file and the row in front."""
-
-    def __init__(self, path: Path, identifier: str):
-        self.place = f"{path}, row {identifier!r}"
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if isinstance(error, ValueError):
-            raise ShardError(f"{self.place}: {error}") from error
-
-
 def _read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     with _opened_shard(path) as file:
         missing = sorted(set(columns) - set(file.schema_arrow.names))
@@ -340,25 +365,26 @@ def _read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
         return file.read(columns=list(columns))
 
 
-def _iterate_audio(
-    path: Path, sampling_rate: int, numbers: set[int] | None = None
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield id and waveform of the rows of a shard (of those with these numbers), decoding a few at a time."""
+def _iterate_audio(path: Path, numbers: set[int] | None = None) -> Iterator[tuple[int, str, bytes]]:
+    """Yield number, name and encoded audio of the rows of a shard (of those with these numbers)."""
     with _opened_shard(path) as file:
-        missing = sorted({"id", "audio"} - set(file.schema_arrow.names))
+        schema = file.schema_arrow
+        missing = sorted({"id", "audio"} - set(schema.names))
         if missing:
-            raise ShardError(f"{path} lacks the columns {missing}; found {file.schema_arrow.names}")
+            raise ShardError(f"{path} lacks the columns {missing}; found {schema.names}")
+        kind = schema.field("audio").type
+        if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+            raise ShardError(f"{path} has a column audio of the type {kind}; expected a struct with encoded bytes")
         number = -1
         for batch in file.iter_batches(batch_size=_ROWS_PER_READ, columns=["id", "audio"]):
             for row in batch.to_pylist():
                 number += 1
                 if numbers is None or number in numbers:
-                    name = f"{path}, row {row['id']!r}"
-                    try:
-                        waveform = load_audio(row["audio"]["bytes"], sampling_rate, name=name)
-                    except AudioError as error:
-                        raise ShardError(str(error)) from error
-                    yield row["id"], waveform
+                    yield number, _row_name(path, row["id"]), (row["audio"] or {}).get("bytes") or b""
+
+
+def _row_name(path: Path, identifier: str) -> str:
+    return f"{path.name}, row {identifier!r}"
 
 
 def _run_jobs(

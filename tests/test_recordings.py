@@ -1,12 +1,15 @@
 """Anyone's recordings become a corpus: from folders, from recipes, and from Debian packages."""
 
 import io
+import json
 import os
 import shutil
 import subprocess
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import yaml
@@ -19,6 +22,7 @@ from tinywave.data.debian_recordings import debian_recordings, join_prompts
 from tinywave.data.pronunciation import MissingMaterialError
 from tinywave.data.recordings import RecordingFolder, folders_of_recipe, prepare_recordings
 from tinywave.data.unit_extraction import load_unit_utterances
+from tinywave.eval.recordings import read_corpus_recordings, read_recordings
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +223,38 @@ def test_packages_that_cannot_be_had_are_explained(archive, tmp_path, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingMaterialError, match="Found no apt-get; the package prompts is only for Debian"):
         debian_recordings([package], tmp_path / "c")
+
+
+def test_bad_files_beside_transcripts_are_left_out_and_two_of_one_stem_refused(tmp_path, capsys):
+    write_audio(tmp_path / "a.wav", np.sin(np.arange(16000) / 10) / 2, 16000)
+    (tmp_path / "b.wav").write_bytes(b"no audio at all, only text")
+    transcripts = tmp_path / "transcripts.json"
+    transcripts.write_text(json.dumps({"a.wav": "one", "b.wav": "two"}))
+    assert [item.text for item in read_recordings(tmp_path)] == ["one"]
+    printed = capsys.readouterr().err
+    assert f"left out: {tmp_path / 'b.wav'}: is not audio" in printed and "1 of 2 recordings are left out" in printed
+    refused = {
+        '{"b.wav": "two"}': "none of the 1",
+        '["a.wav"]': "mapping",
+        '{"a.wav": 1}': "mapping",
+        "{": "is no JSON",
+    }
+    refused['{"a.wav": "one", "a.mp3": "two"}'] = "a.mp3 and .*a.wav would get the id a"
+    for text, reason in refused.items():
+        transcripts.write_text(text)
+        with pytest.raises(ValueError, match=reason):
+            read_recordings(tmp_path)
+
+
+def test_bad_rows_of_a_corpus_are_left_out_and_counted(tmp_path, capsys):
+    for name in ("a", "b"):
+        write_audio(tmp_path / "clips" / f"{name}.wav", np.sin(np.arange(16000) / 10) / 2, 16000)
+    corpus = prepare_recordings([RecordingFolder(tmp_path / "clips", split="test")], tmp_path / "corpus")
+    shard = corpus / "shard-00000.parquet"
+    table = pq.read_table(shard)
+    rows = table.to_pylist()
+    rows[0]["audio"]["bytes"] = b"no audio at all, only text"
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), shard)
+    assert [item.id for item in read_corpus_recordings(corpus)] == ["clips/b"]
+    printed = capsys.readouterr().err
+    assert f"left out: {corpus}: clips/a: is not audio" in printed and "1 of 2 recordings are left out" in printed

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -19,7 +20,13 @@ from tinywave.configuration_tinywave import PitchEncoderConfig, SpeechEncoderCon
 from tinywave.data.audio_io import load_audio, waveform_to_flac_bytes
 from tinywave.data.codec_loading import load_speech_encoder
 from tinywave.data.f0_extraction import load_f0_extractor
-from tinywave.data.unit_extraction import ShardError, extract_units, fit_kmeans, sample_features
+from tinywave.data.unit_extraction import (
+    ShardError,
+    extract_units,
+    fit_kmeans,
+    load_unit_utterances,
+    sample_features,
+)
 from tinywave.pitch_encoder_tinywave import PitchEncoder
 from tinywave.speech_encoder_tinywave import SpeechEncoder
 from tinywave.style_encoder_tinywave import StyleEncoder
@@ -98,16 +105,48 @@ def files_of(folder):
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-def test_two_processes_write_the_units_of_every_row_and_name_a_bad_one(corpus, codec, tmp_path):
+def test_two_processes_write_the_units_of_every_row_and_continue_after_a_bad_shard(corpus, codec, tmp_path):
     good = (corpus / "shard-00001.parquet").read_bytes()
-    spoil_row(corpus / "shard-00001.parquet")
-    with pytest.raises(ShardError, match="shard-00001.parquet, row 'row-6'"):
+    damage_footer(corpus / "shard-00001.parquet")
+    with pytest.raises(ShardError, match="shard-00001.parquet is a damaged shard"):
         extract_units(corpus, codec, tmp_path / "units", num_processes=2)
     (corpus / "shard-00001.parquet").write_bytes(good)
     finished = files_of(tmp_path / "units")
     extract_units(corpus, codec, tmp_path / "units", num_processes=1)
     check_units(tmp_path / "units", codec.speech_encoder)
     assert finished.items() <= files_of(tmp_path / "units").items()
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_rows_that_cannot_be_encoded_are_left_out_and_printed(corpus, codec, tmp_path, num_processes, capsys):
+    add_voices(corpus)
+    spoil_row(corpus / "shard-00001.parquet")
+    shorten_row(corpus / "shard-00002.parquet")
+    units = tmp_path / "units"
+    for _ in range(2):
+        extract_units(corpus, codec, units, num_processes)
+        assert pq.read_table(units)["id"].to_pylist() == [f"row-{n}" for n in range(12) if n not in (6, 10)]
+        printed = capsys.readouterr().err
+        assert re.search(r"left out: shard-00001.parquet, row 'row-6': is not audio", printed)
+        assert re.search(r"left out: shard-00002.parquet, row 'row-10': .*lasts 50 ms", printed)
+        assert "2 of 12 recordings are left out" in printed
+        finished = files_of(units)
+    assert files_of(units) == finished
+    utterances = load_unit_utterances([corpus], [units], "train")
+    assert [item.num_samples for item in utterances] == [len(waveform_of(n)) for n in (1, 2, 4, 5, 7, 8, 11)]
+
+
+def test_a_corpus_of_which_no_row_can_be_encoded_is_refused(tmp_path, codec):
+    rows = [row_of(0) | {"audio": {"bytes": None, "path": "a.wav"}}, row_of(1) | {"audio": None}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "shard-00000.parquet")
+    with pytest.raises(ShardError, match="none of the 2 rows .*row-0.* is empty"):
+        extract_units(tmp_path, codec, tmp_path / "units", num_processes=1)
+
+
+def add_voices(corpus):
+    for path in corpus.glob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("voice", pa.array(["reader"] * table.num_rows)), path)
 
 
 def check_units(folder, encoder):
@@ -212,6 +251,12 @@ def drop_audio(path):
     pq.write_table(pq.read_table(path).drop_columns(["audio"]), path)
 
 
+def flatten_audio(path):
+    table = pq.read_table(path)
+    audio = pa.array([audio["bytes"] for audio in table["audio"].to_pylist()])
+    pq.write_table(table.drop_columns(["audio"]).append_column("audio", audio), path)
+
+
 def spoil_row(path):
     rows = pq.read_table(path).to_pylist()
     rows[2]["audio"]["bytes"] = b"no audio"
@@ -230,8 +275,7 @@ def shorten_row(path):
         (damage_footer, "is a damaged shard"),
         (damage_page, "is a damaged shard"),
         (drop_audio, r"lacks the columns \['audio'\]"),
-        (spoil_row, "row 'row-6'.*not audio"),
-        (shorten_row, "row 'row-6'.*lasts 50 ms"),
+        (flatten_audio, "has a column audio of the type binary; expected a struct"),
     ],
 )
 def test_a_bad_shard_is_named(corpus, codec, tmp_path, damage, reason):
