@@ -27,7 +27,7 @@ _INTEGER_TYPES = ("uint8", "int16", "int32")
 _MIN_SUM_LEVEL = 0.8
 _MIN_CHANNEL_LEVEL = 0.4
 _MIN_ACTIVE_LEVEL = 0.01
-_PART_FRAMES = 2**20
+_PART_SAMPLES = 2**21
 
 
 class AudioError(ValueError):
@@ -109,7 +109,7 @@ def convert_waveform(
     mono = mix_channels(samples, round(source_rate), name) if samples.ndim == 2 else samples
     if source_rate != sampling_rate:
         mono = _resample(mono, source_rate, sampling_rate, name)
-    return np.clip(mono, -1.0, 1.0).astype(np.float32)
+    return np.clip(mono, -1.0, 1.0).astype(np.float32, copy=False)
 
 
 def mix_channels(samples: np.ndarray, sampling_rate: int, name: str = "the waveform") -> np.ndarray:
@@ -201,7 +201,7 @@ def _levels_of_part(samples: np.ndarray, block: int) -> np.ndarray:
 
 def _parts(samples: np.ndarray, block: int = 1) -> Iterator[np.ndarray]:
     """Samples in parts of whole blocks, so that intermediate results take little memory."""
-    length = max(1, _PART_FRAMES // block) * block
+    length = max(1, _PART_SAMPLES // (block * samples[:1].size)) * block
     return (samples[start : start + length] for start in range(0, len(samples), length))
 
 

@@ -129,7 +129,7 @@ def continue_folder(arguments, sampling: dict) -> int:
                 write_speech(segments, pipeline.codec, str(_target(path, output)), prompt)
                 progress.update()
     for path, problem in problems.items():
-        print(f"{path}: {problem}", file=sys.stderr)
+        print(f"{path}: {problem.removeprefix(str(path)).strip()}", file=sys.stderr)
     print(output)
     return EXIT_FAILED if problems else 0
 

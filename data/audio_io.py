@@ -61,11 +61,13 @@ def load_audio(
 
     Raises:
         AudioError: when the file is missing, empty, not audio, too long, or cannot be used
-            ([`~waveform_tinywave.convert_waveform`]). All its channels together may decode to 2**29 samples, 2 GiB
-            in memory: 90 minutes of stereo at 48 kHz.
+            ([`~waveform_tinywave.convert_waveform`]). All its channels together may decode to 2**29 samples, such as
+            90 minutes of stereo at 48 kHz, which takes 3.4 GiB of memory; of mono at 16 kHz as many take 4.1 GiB.
 
     Warns:
-        AudioWarning: for a file that ends early, with both lengths, and where `convert_waveform` does.
+        AudioWarning: for a file that ends early, with both lengths where it states one, and where `convert_waveform`
+            does. What ends between two packets is not noticed where a format states no length, as MP3 without a Xing
+            header and raw AAC.
     """
     name = describe_source(source) if name is None else name
     content = open_source(source, name)
@@ -166,9 +168,10 @@ def write_audio(path: str | os.PathLike, waveform: np.ndarray, sampling_rate: in
     """
     path = Path(path)
     check_writable_format(path)
-    with atomic_file(path) as partial:
+    # soundfile itself opens no file whose name is not UTF-8.
+    with atomic_file(path) as partial, open(partial, "wb") as file:
         soundfile.write(
-            partial,
+            file,
             _checked_for_writing(waveform),
             sampling_rate,
             format=path.suffix[1:].upper(),

@@ -5,6 +5,7 @@ their times and its style, is left empty.
 """
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,14 +74,14 @@ def recordings_in(folder: RecordingFolder) -> list[Recording]:
     LibriSpeech; of a file that lies in the folder itself, the name of the folder.
 
     Files are recognized by their content. What is not audio is listed on standard error; hidden files and folders,
-    whose names begin with a dot, are not looked at.
+    whose names begin with a dot, are not looked at. Links to folders are followed.
 
     Raises `CorpusError` when there is no recording, and for two files that differ in their suffix only.
     """
     root = Path(folder.folder)
-    candidates = [path for path in root.rglob("*") if not _is_hidden(path.relative_to(root))]
+    candidates, unread = _files_below(root)
     paths, passed_over = find_audio_files(candidates)
-    report_left_out(passed_over)
+    report_left_out(unread | passed_over)
     if not paths:
         raise CorpusError(f"Found no recording in {root}; expected audio files.")
     try:
@@ -105,8 +106,25 @@ def recordings_in(folder: RecordingFolder) -> list[Recording]:
     return recordings
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(name.startswith(".") for name in path.parts)
+def _files_below(root: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The files of a folder and of those in it and linked from it, and which folders are not read and why."""
+    files, unread, seen = [], {}, {root.resolve()}
+
+    def refuse(error: OSError) -> None:
+        unread[Path(error.filename)] = error.strerror
+
+    for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
+        files += [Path(folder, name) for name in names]
+        for name in list(subfolders):
+            path = Path(folder, name)
+            target = path.resolve()
+            if name.startswith("."):
+                subfolders.remove(name)
+            elif target in seen or (path.is_symlink() and target.is_relative_to(root.resolve())):
+                subfolders.remove(name)
+                unread[path] = "is a link to a folder that is read anyway"
+            seen.add(target)
+    return files, unread
 
 
 def prepare_recordings(

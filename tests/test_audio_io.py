@@ -426,6 +426,8 @@ def test_names_of_any_bytes_and_sources_of_other_types_are_described(tmp_path):
         file.write(b"nothing")
     with pytest.raises(AudioError, match=r"latin\\xe9.wav is not audio"):
         load_audio(os.fsdecode(path))
+    write_audio(os.fsdecode(path), sine(16000), 16000)
+    assert len(load_audio(os.fsdecode(path))) == 8000
     refused = {"a\0b": "does not exist", "n" * 300: "cannot be read", io.StringIO("x"): "StringIO", 3: "found int"}
     for source, reason in refused.items():
         with pytest.raises(AudioError, match=reason):

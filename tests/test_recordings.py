@@ -20,7 +20,7 @@ from tinywave.data.audio_io import load_audio, write_audio
 from tinywave.data.corpus import CorpusError, iterate_corpus, left_out_items, verify_splits
 from tinywave.data.debian_recordings import debian_recordings, join_prompts
 from tinywave.data.pronunciation import MissingMaterialError
-from tinywave.data.recordings import RecordingFolder, folders_of_recipe, prepare_recordings
+from tinywave.data.recordings import RecordingFolder, folders_of_recipe, prepare_recordings, recordings_in
 from tinywave.data.unit_extraction import load_unit_utterances
 from tinywave.eval.recordings import read_corpus_recordings, read_recordings
 
@@ -258,3 +258,14 @@ def test_bad_rows_of_a_corpus_are_left_out_and_counted(tmp_path, capsys):
     assert [item.id for item in read_corpus_recordings(corpus)] == ["clips/b"]
     printed = capsys.readouterr().err
     assert f"left out: {corpus}: clips/a: is not audio" in printed and "1 of 2 recordings are left out" in printed
+
+
+def test_linked_folders_are_read_once_and_circles_left_out(tmp_path, capsys):
+    for name in ("corpus/a.wav", "elsewhere/b.wav"):
+        write_audio(tmp_path / name, np.sin(np.arange(16000) / 10) / 2, 16000)
+    (tmp_path / "corpus" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "corpus" / "circle").symlink_to(tmp_path / "corpus")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path)
+    found = recordings_in(RecordingFolder(tmp_path / "corpus"))
+    assert sorted(item.id for item in found) == ["corpus/a", "corpus/linked/b"]
+    assert f"left out: {tmp_path}/corpus/circle: is a link to a folder" in capsys.readouterr().err
