@@ -1,17 +1,17 @@
 """Scores of the part in which the halves of a minimal pair differ.
 
-The likelihood of whole sequences mixes what a pair is about with what its halves share and with how likely the other
-tokens are by themselves. Two scores of "On the Fallacy of Global Token Perplexity in Spoken Language Model Evaluation"
-(arXiv 2601.06329) look closer. Both concern the continuation, which begins at the first token in which the halves
-differ:
+The likelihood of a whole sequence also depends on the tokens that both halves share and on the unconditional
+probability of the tokens that differ. Two scores of "On the Fallacy of Global Token Perplexity in Spoken Language
+Model Evaluation" (arXiv 2601.06329) reduce these effects. Both score the continuation, which begins at the first token
+in which the halves differ:
 
 | score | of a half |
 |---|---|
 | "local" | L / N over the first tokens of the continuation, given what comes before |
 | "pmi" | log p(continuation given what comes before) - log p(continuation alone), summed over tokens |
 
-Where one half is the beginning of the other, the continuation begins at its last token, so that both halves have one.
-Where the halves differ from the first token of speech on, there is no context: every PMI is 0, and the pair is a tie.
+If one half is a prefix of the other, the continuation begins at the last token of the shorter half, so that both have
+one. If the halves differ from the first speech token, there is no context: every PMI is 0 and the pair is a tie.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,13 @@ from .sequence_formats import SequenceFormat
 from .shared_prefixes import num_shared_tokens
 
 CONTRASTS = {"local": "mean", "pmi": "sum"}
-"""Name of a score of the continuation -> how its tokens are summarised."""
+"""Name of a score of the continuation -> normalization of its log-likelihood, "mean" or "sum"."""
 LOCAL_WINDOW = 25
-"""Tokens of the local score: one second of units at 25 Hz, more where repeats are dropped."""
+"""Tokens of the local score: 1 s of units at 25 Hz, longer if repeats are dropped."""
 
 
 def continuation_start(positive: Sequence[int], negative: Sequence[int]) -> int:
-    """Position at which the continuations of two sequences begin, at least 1."""
+    """Return the position at which the continuations of two sequences begin, at least 1."""
     return max(1, min(num_shared_tokens(positive, negative), len(positive) - 1, len(negative) - 1))
 
 
@@ -42,33 +42,37 @@ def score_contrasts(
     window: int = LOCAL_WINDOW,
     **scoring,
 ) -> tuple[list[SequenceScore], list[SequenceScore]]:
-    """Scores halves of pairs as a whole, and their continuations.
+    """Score the halves of minimal pairs as a whole, and their continuations.
 
-    Each half is read once for both; "pmi" reads the prefix and the continuation alone as well.
+    Each half is computed once for both scores; "pmi" also computes the continuation after the prefix alone.
 
     Args:
-        halves (`Mapping[str, Sequence[int]]`): name -> ids, prefix included; the positive half of the first pair, its
-            negative half, the positive half of the second pair, and so on.
-        contrast (`str`): a key of `CONTRASTS`.
-        sequence_format ([`SequenceFormat`]): by which the ids were made.
-        window (`int`, defaults to 25): tokens of the continuation that "local" scores, whatever stream they are of.
+        model (`nn.Module`): a causal language model with the transformers interface.
+        halves (`Mapping[str, Sequence[int]]`): name -> ids, prefix included, in the order positive half of the first
+            pair, its negative half, positive half of the second pair, and so on.
+        contrast (`str`): a key of `CONTRASTS`, "local" or "pmi".
+        sequence_format ([`SequenceFormat`]): format with which the ids were made.
+        window (`int`, defaults to 25): tokens of the continuation that "local" scores, whatever their stream.
         scoring: `vocabulary`, `batch_size` and `progress` of [`score_sequences`].
 
     Returns:
-        Two lists of [`SequenceScore`], one score a half: of the whole, and of the continuation. The log-likelihood of
-        the latter is the PMI, in nats, where that is asked for.
+        `tuple`: two lists of [`SequenceScore`] with one entry per half, of the whole sequence and of the continuation.
+        With "pmi" the log-likelihood of the latter is the PMI, in nats.
 
     Raises:
-        ValueError: an unknown contrast, a window of less than one token, or PMI without BOS and marker, where the
-            first token of a continuation alone has no probability.
+        ValueError: if the contrast is unknown, the window is less than one token, or "pmi" is used with a format that
+            has neither BOS nor marker, so that the first token of a continuation alone has no probability.
     """
     if contrast not in CONTRASTS:
         raise ValueError(f"Unknown contrast {contrast!r}; expected one of {tuple(CONTRASTS)}.")
     if window < 1:
-        raise ValueError(f"window is {window} tokens; expected at least 1.")
+        raise ValueError(f"found window={window}; expected at least 1 token.")
     prefix = list(sequence_format.prefix_ids)
     if contrast == "pmi" and not prefix:
-        raise ValueError("PMI needs a sequence format with BOS or a marker: a continuation alone begins with it.")
+        raise ValueError(
+            "found a sequence format without BOS and marker; PMI requires one of them, as the context of a "
+            "continuation that is scored alone."
+        )
     sequences, count = [list(sequence) for sequence in halves.values()], len(halves)
     pairs = zip(sequences[::2], sequences[1::2], strict=True)
     starts = [start for pair in pairs for start in [continuation_start(*pair)] * 2]

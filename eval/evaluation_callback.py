@@ -1,4 +1,4 @@
-"""Suites and held-out perplexity during training: the best model, and when to stop, by a speech metric."""
+"""Suites and held-out perplexity during training, for model selection and early stopping by a speech metric."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,26 +14,29 @@ from .sequence_formats import SequenceFormat, SpeechSequenceFormat
 from .suites import Pair, evaluate_suite, read_suite
 
 LOWER_IS_BETTER = ("perplexity", "bits_per_second")
-"""Ends of the names of metrics that fall as the model gets better."""
+"""Suffixes of the names of metrics for which lower is better."""
 
 
 class SuiteEvaluationCallback(TrainerCallback):
-    """Scores suites of minimal pairs and held-out speech whenever a `Trainer` evaluates.
+    """Callback that scores suites of minimal pairs and held-out speech at every evaluation of a `Trainer`.
 
-    The metrics join those of the evaluation before any other callback sees them, and are logged:
+    The metrics are added to those of the evaluation before any other callback runs, and are logged:
     `eval_<suite>_accuracy` with `_standard_error`, `_ci95_low` and `_ci95_high`, `eval_perplexity` (per scored token)
-    and `eval_bits_per_second`. So `metric_for_best_model="eval_story_accuracy"`, `load_best_model_at_end` and
-    `EarlyStoppingCallback` work on them. The numbers are those of [`evaluate_suite`] and [`score_perplexity`].
-    Training goes on as if nothing had been scored: modes, gradients and random states stay as they are.
+    and `eval_bits_per_second`. They can therefore be used with `metric_for_best_model="eval_story_accuracy"`,
+    `load_best_model_at_end` and `EarlyStoppingCallback`. The numbers are those of [`evaluate_suite`] and
+    [`score_perplexity`]. Scoring does not affect training: modes, gradients and random states are left unchanged.
 
-    In data-parallel runs the main process scores and the others wait for its result: suites have to be scored within
-    `ddp_timeout`. Where several evaluation data sets are evaluated in one step, it scores once.
+    In data-parallel runs the main process scores and the others wait for its result, so that scoring has to finish
+    within `ddp_timeout`. If several evaluation data sets are evaluated at one step, the suites are scored once.
 
     Args:
         suites (`Mapping`): name in the metrics -> path of a manifest, or its pairs.
-        utterances (*optional*): held-out speech, see [`score_perplexity`]; no perplexity without it.
-        sequence_format ([`SequenceFormat`], *optional*): from the model's configuration by default.
+        utterances (*optional*): held-out speech, see [`score_perplexity`]. Without it no perplexity is computed.
+        sequence_format ([`SequenceFormat`], *optional*): by default that of the model's config.
         normalisation, vocabulary, batch_size, encoder, seed: as in [`evaluate_suite`].
+
+    Raises:
+        ValueError: if there are neither suites nor utterances.
 
     Example:
 
@@ -56,7 +59,7 @@ class SuiteEvaluationCallback(TrainerCallback):
         seed: int = 0,
     ):
         if not suites and not utterances:
-            raise ValueError("There is nothing to score; give a suite, or held-out utterances.")
+            raise ValueError("found nothing to score; pass at least one suite, or held-out utterances.")
         self.suites = {
             name: read_suite(suite) if isinstance(suite, str | os.PathLike) else list(suite)
             for name, suite in suites.items()
@@ -70,14 +73,18 @@ class SuiteEvaluationCallback(TrainerCallback):
         self._latest: dict[str, float] = {}
 
     def attach(self, trainer: Trainer) -> None:
-        """Joins a trainer, before all its other callbacks.
+        """Add the callback to a trainer, before all its other callbacks.
 
-        One pair of each suite and one utterance are scored at once, so that what the model cannot read is refused here
-        and not at the first evaluation.
+        One pair of each suite and one utterance are scored immediately, so that input that does not fit the model
+        raises an error here and not at the first evaluation.
+
+        Args:
+            trainer ([`~transformers.Trainer`]): the trainer, before `train`.
 
         Raises:
-            ValueError: a sharded model (FSDP, DeepSpeed ZeRO 3), which one process cannot score; a best model by the
-                greatest perplexity; or what [`evaluate_suite`] and [`score_perplexity`] refuse.
+            ValueError: if the model is sharded (FSDP, DeepSpeed ZeRO 3), which one process cannot score; if the best
+                model would be the one with the highest perplexity; or for input that [`evaluate_suite`] and
+                [`score_perplexity`] reject.
         """
         if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             raise ValueError(
@@ -86,32 +93,32 @@ class SuiteEvaluationCallback(TrainerCallback):
             )
         best = trainer.args.metric_for_best_model
         if best is not None and best.endswith(LOWER_IS_BETTER) and trainer.args.greater_is_better:
-            raise ValueError(f"The best model has the lowest {best}; set greater_is_better=False.")
+            raise ValueError(f"found greater_is_better=True for {best}, which is better when lower; set it to False.")
         self._score(trainer.model, {name: pairs[:1] for name, pairs in self.suites.items()}, self.utterances[:1])
         self._trainer = trainer
         trainer.callback_handler.callbacks.insert(0, self)
 
     def on_init_end(self, args, state, control, **kwargs):
-        """Refuses to be one of the trainer's `callbacks=`, where those before it would not see its metrics."""
+        """Raise an error if passed in `callbacks=`, because callbacks before it would not get its metrics."""
         raise ValueError("Leave SuiteEvaluationCallback out of `callbacks`; call its `attach(trainer)` instead.")
 
     def on_step_begin(self, args, state, control, **kwargs):
-        """Forgets the scores of weights that are about to change, or have changed."""
+        """Discard the cached scores, because the weights change."""
         self._scored_step = None
 
     on_train_begin = on_train_end = on_step_begin
 
     def on_evaluate(self, args, state, control, metrics, model, **kwargs):
-        """Adds the metrics to those of this evaluation, and logs them."""
+        """Add the metrics to those of this evaluation, and log them."""
         if self._scored_step != state.global_step:
             self._latest = self._score_once_for_all(model, state.is_world_process_zero)
             self._trainer.log(dict(self._latest))
-            # Outside of training nothing tells when the weights change.
+            # Outside of training there is no event for a change of the weights, so nothing is cached.
             self._scored_step = state.global_step if self._trainer.is_in_train else None
         metrics.update(self._latest)
 
     def _score_once_for_all(self, model: nn.Module, is_main_process: bool) -> dict[str, float]:
-        """The metrics on every process; an error of the main process ends the others as well."""
+        """Return the metrics on every process; an error in the main process is raised in the others as well."""
         outcome: list = [None, None]
         error = None
         if is_main_process:

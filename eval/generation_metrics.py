@@ -1,4 +1,4 @@
-"""What the `evaluate` modules of generated speech compute from transcripts and labels."""
+"""Computation of the `evaluate` modules of generated speech from transcripts and labels."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .sentiment_consistency import CONVENTION as SENTIMENT_CONVENTION
 from .sentiment_consistency import sentiment_transfer
 
 NO_SENTIMENT = "none"
-"""Label of a continuation in which there is nothing to classify."""
+"""Label of a continuation without words to classify."""
 
 _CONVENTION_OF_TEXTS = ("perplexity", "auto_bleu_2", "empty", "interval", "num_resamples")
 
@@ -26,21 +26,23 @@ def compute_generative_perplexity(
     batch_size: int = 8,
     seed: int = 0,
 ) -> dict:
-    """The result of the module `generative_perplexity`, as `evaluate_generation` reports the same transcripts.
+    """Compute the result of the `evaluate` module `generative_perplexity`, equal to that of `evaluate_generation`.
 
     Args:
-        predictions: transcripts of continuations. One without words counts as empty.
-        model (*optional*): the judge, a causal language model of text or its folder (or GGUF file). Without it the
+        predictions: transcripts of continuations. A transcript without words counts as empty.
+        model (*optional*): the judge, a causal text language model or its folder (or GGUF file). Without it the
             perplexity is not measured.
-        tokenizer (*optional*): of a judge that is given as a model.
+        tokenizer (*optional*): tokenizer of the judge; required if `model` is not a folder or file.
         batch_size (`int`, defaults to 8): texts per forward pass.
-        seed (`int`, defaults to 0): of the bootstrap.
+        seed (`int`, defaults to 0): seed of the bootstrap.
 
     Returns:
-        `dict`, JSON-ready: "perplexity" and "auto_bleu_2" as {"value", "ci95", "n"} or {"not_measured": reason}, "n",
-        "num_empty_transcripts", "judge" and "convention".
+        `dict`, JSON-serializable: "perplexity" and "auto_bleu_2" as {"value", "ci95", "n"} or {"not_measured":
+        reason}, "n", "num_empty_transcripts", "judge" and "convention".
 
-    Raises `ValueError` for a model without its tokenizer, and what [`load_judge`] and [`generative_perplexity`] raise.
+    Raises:
+        ValueError: if a model comes without its tokenizer. [`load_judge`] and [`generative_perplexity`] raise further
+            errors.
     """
     judge = _to_judge(model, tokenizer)
     words = [normalize_words(text).split() for text in predictions]
@@ -68,16 +70,17 @@ def _to_judge(model, tokenizer: PreTrainedTokenizerBase | None) -> Judge | None:
     if isinstance(model, str | os.PathLike):
         return load_judge(model)
     if tokenizer is None:
-        raise ValueError("Found a model and no tokenizer; give both, or the folder of the judge.")
+        raise ValueError("found a model but no tokenizer; pass both, or the folder of the judge.")
     return Judge(model.config.name_or_path or type(model).__name__, model, tokenizer)
 
 
 def compute_sentiment_transfer(predictions: Sequence[str], references: Sequence[str], *, seed: int = 0) -> dict:
-    """The result of the module `stsp`: that of [`sentiment_transfer`] with its "convention".
+    """Compute the result of the `evaluate` module `stsp`: that of [`sentiment_transfer`], with its "convention".
 
     Args:
-        predictions: sentiment of each continuation, "none" where there is nothing to classify.
+        predictions: sentiment of each continuation; "none" if it has no words to classify.
         references: sentiment of each prompt.
+        seed (`int`, defaults to 0): seed of the bootstrap.
     """
     labels = [None if label == NO_SENTIMENT else label for label in predictions]
     return sentiment_transfer(list(references), labels, seed=seed) | {"convention": SENTIMENT_CONVENTION}

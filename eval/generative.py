@@ -1,14 +1,15 @@
-"""What a model says when it goes on by itself: continuations of short prompts, heard and judged.
+"""Evaluation of generated speech: continuations of short prompts, transcribed and measured.
 
-A prompt is the first 3 s of a recording. Its continuation is spoken, transcribed, and measured: how likely its words
-are to a language model of text (generative perplexity) and how often they repeat (auto-BLEU), both after Lakhotia et
-al. 2021 (arXiv 2102.01192); how often the units repeat, whether the voice stays, and how natural it sounds.
+A prompt is the first 3 s of a recording. The model generates a spoken continuation, which is transcribed. The measures
+are the perplexity of the transcript under a text language model (generative perplexity) and its repetition
+(auto-BLEU), both as in Lakhotia et al. 2021 (arXiv 2102.01192), the repetition of the units, the speaker similarity to
+the prompt, and a predicted mean opinion score of naturalness.
 
     recordings = read_recordings("assets/audio/librivox")
     record = evaluate_generation(pipeline, recordings, judge=load_judge(folder), transcribe=WhisperTranscriber())
 
-A continuation in which no word is heard has neither perplexity nor auto-BLEU. It is counted beside them, for a model
-that says nothing would otherwise seem perfect.
+A continuation whose transcript is empty has neither perplexity nor auto-BLEU. The number of such continuations is
+reported next to these measures, which would otherwise favor a model that generates no speech.
 """
 
 import importlib.util
@@ -55,20 +56,23 @@ _SOUND_MEASURES = {
     "speaker_similarity": "no speaker encoder was given, or nothing was said",
     "mean_opinion_score": "no opinion score was given, or nothing was said",
 }
-"""Measures of every continuation by itself, and why there may be none."""
+"""Measures of each single continuation, and the reason that is recorded if one is missing."""
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How prompts are cut and continued; the defaults are the usual ones of generative perplexity.
+    """Settings of prompts and sampling; the defaults are those commonly used for generative perplexity.
 
     Args:
-        prompt_seconds (`float`, default 3.0): of every recording.
-        max_new_tokens (`int`, default 150): tokens of all streams together.
-        temperature (`float`, default 0.8), top_k (`int`, default 25): of sampling.
-        seed (`int`, default 0): prompt number i is continued with `seed + i`, alone, and so always alike.
+        prompt_seconds (`float`, defaults to 3.0): duration of the prompt that is cut from each recording, in seconds.
+        max_new_tokens (`int`, defaults to 150): maximum number of new tokens, all streams together.
+        temperature (`float`, defaults to 0.8): sampling temperature.
+        top_k (`int`, defaults to 25): number of most likely tokens to sample from.
+        seed (`int`, defaults to 0): prompt `i` is continued with the seed `seed + i` in a batch of its own, so that
+            its continuation does not depend on the other prompts.
 
-    Raises `ValueError` for a setting out of range.
+    Raises:
+        ValueError: if a setting is out of range.
     """
 
     prompt_seconds: float = 3.0
@@ -78,7 +82,7 @@ class GenerationSettings:
     seed: int = 0
 
     def __post_init__(self):
-        # The comparisons are so that NaN is out of range as well.
+        # Written as `not (... >= ...)`, so that NaN is rejected as well.
         if not (self.prompt_seconds >= 0.08 and self.temperature > 0 and self.max_new_tokens >= 1 and self.top_k >= 1):
             raise ValueError(
                 f"Found {self}; expected prompts of at least 0.08 s, a temperature above 0, and at least 1 new token "
@@ -87,7 +91,7 @@ class GenerationSettings:
 
     @property
     def generation_options(self) -> dict:
-        """What [`TinyWaveForCausalLM.generate`] takes."""
+        """Keyword arguments of [`TinyWaveForCausalLM.generate`]."""
         return {
             "do_sample": True,
             "temperature": self.temperature,
@@ -98,9 +102,11 @@ class GenerationSettings:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What is to be continued.
+    """A prompt.
 
-    `id`: unique. `content`: ("speech", waveform at 16 kHz) or ("text", str).
+    Attributes:
+        id (`str`): unique identifier.
+        content (`tuple`): ("speech", waveform at 16 kHz) or ("text", str).
     """
 
     id: str
@@ -109,13 +115,13 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Continuation:
-    """What a model said or wrote after a prompt.
+    """The continuation that a model generated after a prompt.
 
     Attributes:
-        prompt ([`Prompt`]): before it.
-        text (`str`): written, "" for none.
-        waveform (`np.ndarray` of shape `(samples,)`): spoken, at `sampling_rate` (Hz); empty for none.
-        units (`tuple[int, ...]`): of what was spoken, without repeats.
+        prompt ([`Prompt`]): the prompt.
+        text (`str`): generated text; "" if there is none.
+        waveform (`np.ndarray` of shape `(samples,)`): generated speech at `sampling_rate` (Hz); empty if none.
+        units (`tuple[int, ...]`): units of the generated speech, without repeats.
     """
 
     prompt: Prompt
@@ -125,20 +131,20 @@ class Continuation:
     units: tuple[int, ...]
 
     def resampled(self) -> np.ndarray:
-        """The waveform at 16 kHz."""
+        """Return the waveform at 16 kHz."""
         return soxr.resample(self.waveform, self.sampling_rate, ENCODER_SAMPLING_RATE)
 
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """A causal language model of text, and the name under which a record mentions it."""
+    """A causal text language model that scores transcripts, its tokenizer, and its name in records."""
 
     name: str
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
 
     def to_record(self) -> dict:
-        """{"name", "parameters", "bos": whether texts begin with BOS}."""
+        """Return {"name", "parameters", "bos"}; "bos" is whether texts begin with BOS."""
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return {"name": self.name, "parameters": parameters, "bos": self.tokenizer.bos_token_id is not None}
 
@@ -148,11 +154,12 @@ class GenerativePerplexity:
     """Perplexity of texts under a judge.
 
     Args:
-        value (`float` or None): exp(mean over texts of mean NLL); None where no text has a target.
-        ci95 (`list[float]` or None): percentile bootstrap over texts; None for fewer than two.
-        n (`int`): texts with a target.
-        num_unscored (`int`): texts without: empty ones, and where the judge has no BOS those of a single token.
-        scores (`tuple[SequenceScore | None, ...]`): of every text; None where unscored.
+        value (`float` or None): exp(mean over texts of mean NLL); None if no text has a target.
+        ci95 (`list[float]` or None): 95 % percentile bootstrap interval over texts; None for fewer than two texts.
+        n (`int`): number of texts with a target.
+        num_unscored (`int`): number of texts without a target: empty texts and, if the judge has no BOS, texts of a
+            single token.
+        scores (`tuple[SequenceScore | None, ...]`): score of each text; None if it has no target.
     """
 
     value: float | None
@@ -163,15 +170,23 @@ class GenerativePerplexity:
 
 
 def load_judge(path: str | os.PathLike) -> Judge:
-    """Load a judge from a local folder of a causal language model with its tokenizer, or from a GGUF file.
+    """Load a judge, the text language model that scores transcripts.
 
-    Raises `FileNotFoundError` where there is neither, `ModuleNotFoundError` for a GGUF file without the package gguf.
+    Args:
+        path: local folder of a causal language model with its tokenizer, or a GGUF file.
+
+    Returns:
+        [`Judge`].
+
+    Raises:
+        FileNotFoundError: if `path` is neither.
+        ModuleNotFoundError: for a GGUF file, if the package gguf is not installed.
     """
     path = Path(path)
     is_gguf = path.suffix == ".gguf"
     if not (path if is_gguf else path / "config.json").is_file():
         raise FileNotFoundError(
-            f"{path} is no language model; name a folder with config.json and a tokenizer, or a .gguf file"
+            f"{path} is not a language model; pass a folder with config.json and a tokenizer, or a .gguf file"
         )
     if is_gguf and importlib.util.find_spec("gguf") is None:
         raise ModuleNotFoundError(f"{path} needs the package gguf; run: pip install gguf")
@@ -181,19 +196,25 @@ def load_judge(path: str | os.PathLike) -> Judge:
 
 
 def auto_bleu(token_sequences: Sequence[Sequence[Hashable]], n: int = 2) -> list[float]:
-    """How much each sequence repeats itself, 0 (nothing twice) to 1 (everything).
+    """Compute auto-BLEU, the repetition within each sequence, from 0 (no repetition) to 1 (everything is repeated).
 
-    auto-BLEU of Lakhotia et al. 2021 (arXiv 2102.01192): with NG_k(u) the bag of k-grams of u, AutoBLEU(u, k) is the
-    share of s in NG_k(u) that are found again in NG_k(u) without s; the value is the geometric mean over k = 1 .. n.
-    The published number is the mean over the sequences. A sequence of fewer than n tokens has no n-gram that could
-    repeat, and 0.
+    The definition is that of Lakhotia et al. 2021 (arXiv 2102.01192): with NG_k(u) the bag of k-grams of u,
+    AutoBLEU(u, k) is the share of s in NG_k(u) that also occur in NG_k(u) without s; the value is the geometric mean
+    over k = 1 .. n. The published number is the mean over the sequences. A sequence of fewer than n tokens has no
+    n-gram that could repeat, and a value of 0.
 
     The code published with the paper does not count a k-gram as repeated by one that overlaps it, so that "no no no"
-    has 0 there and 1 here; without a word said three times in a row the two agree.
+    has 0 there and 1 here; the two agree for sequences in which no word occurs three times in a row.
 
     Args:
-        token_sequences: words, or anything else that can be counted.
-        n (`int`, default 2): longest k-grams.
+        token_sequences: sequences of words or other hashable tokens.
+        n (`int`, defaults to 2): maximum length k of the k-grams.
+
+    Returns:
+        `list[float]`: the value of each sequence.
+
+    Raises:
+        ValueError: if `n` is less than 1.
     """
     if n < 1:
         raise ValueError(f"Found n = {n}; expected n-grams of at least one token.")
@@ -204,7 +225,15 @@ def auto_bleu(token_sequences: Sequence[Sequence[Hashable]], n: int = 2) -> list
 
 
 def sequence_repetition(tokens: Sequence[Hashable], n: int = REPETITION_LENGTH) -> float:
-    """1 - distinct / all n-grams: seq-rep-n of Welleck et al. 2019 (arXiv 1908.04319); 0 for fewer than n tokens."""
+    """Return 1 - distinct / all n-grams, seq-rep-n of Welleck et al. 2019 (arXiv 1908.04319).
+
+    Args:
+        tokens: a sequence of hashable tokens.
+        n (`int`, *optional*): length of the n-grams. Default: `REPETITION_LENGTH`.
+
+    Returns:
+        `float` from 0 to 1; 0 for fewer than `n` tokens.
+    """
     counts = _count_ngrams(tokens, n)
     return 1 - len(counts) / counts.total() if counts else 0.0
 
@@ -220,17 +249,22 @@ def _repeated_share(counts: Counter) -> float:
 def generative_perplexity(
     texts: Sequence[str], model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 8, seed: int = 0
 ) -> GenerativePerplexity:
-    """Perplexity of texts under a causal language model: exp(mean over texts of mean negative log-likelihood).
+    """Compute the perplexity of texts under a language model: exp(mean over texts of mean negative log-likelihood).
 
-    Every text stands alone, after BOS where the tokenizer has one; without BOS its first token is not scored. No EOS.
+    Each text is scored separately, after BOS if the tokenizer has one; without BOS its first token is not scored. EOS
+    is neither added nor scored.
 
     Args:
-        texts: such as transcripts. One without a target is counted and left out of the mean.
-        model, tokenizer: the judge.
-        batch_size (`int`, default 8): texts per forward pass.
-        seed (`int`, default 0): of the bootstrap.
+        texts: texts, such as transcripts. A text without a target is counted and left out of the mean.
+        model, tokenizer: the judge, a causal language model and its tokenizer.
+        batch_size (`int`, defaults to 8): texts per forward pass.
+        seed (`int`, defaults to 0): seed of the bootstrap.
 
-    Raises `ScoringError` for a text longer than the judge's context, and where a likelihood is NaN.
+    Returns:
+        [`GenerativePerplexity`].
+
+    Raises:
+        ScoringError: if a text is longer than the judge's context, or a log-likelihood is NaN.
     """
     prefix = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     rows = [prefix + tokenizer(text.strip(), add_special_tokens=False)["input_ids"] for text in texts]
@@ -255,7 +289,7 @@ def generative_perplexity(
 
 
 def take_prompts(recordings: Sequence[SpokenText], seconds: float = 3.0) -> tuple[list[Prompt], list[str]]:
-    """The first seconds of recordings -> their prompts, and the ids of recordings that are too short for one."""
+    """Cut prompts of `seconds` from the beginning of recordings; return them and the ids of too short recordings."""
     length = round(seconds * ENCODER_SAMPLING_RATE)
     prompts = [
         Prompt(item.id, ("speech", item.waveform[:length])) for item in recordings if len(item.waveform) >= length
@@ -269,11 +303,16 @@ def continue_each(
     settings: GenerationSettings | None = None,
     output_modality: str = "speech",
 ) -> list[Continuation]:
-    """Continues every prompt by itself.
+    """Generate the continuation of every prompt, each in a batch of its own.
 
     Args:
-        settings (default [`GenerationSettings`]): how.
-        output_modality (`str`, default "speech"): "speech" or "text".
+        pipeline ([`TinyWavePipeline`]): pipeline of the model.
+        prompts (`Sequence[Prompt]`): prompts.
+        settings ([`GenerationSettings`], *optional*): sampling settings.
+        output_modality (`str`, defaults to "speech"): "speech" or "text".
+
+    Returns:
+        `list[Continuation]` in the order of `prompts`.
     """
     settings = settings or GenerationSettings()
     continuations = []
@@ -306,32 +345,36 @@ def evaluate_generation(
     settings: GenerationSettings | None = None,
     keep: Callable[[Continuation], None] | None = None,
 ) -> dict:
-    """Continues the beginning of every recording in speech, and measures what is heard.
+    """Generate a spoken continuation of the beginning of every recording, and measure it.
 
     Args:
-        pipeline: of the model.
-        recordings: texts are for the word error rate of resynthesis, and may be "".
-        transcribe: waveform, sampling rate -> text, such as `WhisperTranscriber()`.
-        judge, speaker_encoder, opinion_score (*optional*): what needs them is not measured without.
-        settings (default [`GenerationSettings`]): how prompts are continued.
-        keep (*optional*): is called with every continuation, to write it to disk.
+        pipeline ([`TinyWavePipeline`]): pipeline of the model.
+        recordings (`Sequence[SpokenText]`): held-out recordings. Their texts are used for the word error rate of
+            resynthesis and may be "".
+        transcribe (`Callable`): (waveform, sampling rate) -> text, such as `WhisperTranscriber()`.
+        judge, speaker_encoder, opinion_score (*optional*): models of the perplexity, the speaker similarity and the
+            mean opinion score; a measure whose model is missing is not computed.
+        settings ([`GenerationSettings`], *optional*): settings of prompts and sampling.
+        keep (`Callable`, *optional*): called with every [`Continuation`], for example to write it to disk.
 
     Returns:
-        `dict`, JSON-ready. Measurements are {"value", "ci95", "n"} or {"not_measured": reason}:
+        `dict`, JSON-serializable. Measurements are {"value", "ci95", "n"} or {"not_measured": reason}:
 
         - "perplexity", "auto_bleu_2": of the transcripts;
         - "unit_repetition": of the units, see [`sequence_repetition`];
-        - "speaker_similarity": cosine between prompt and continuation;
+        - "speaker_similarity": cosine similarity of the speaker embeddings of prompt and continuation;
         - "mean_opinion_score": DistillMOS of the continuation;
-        - "seconds": of a continuation;
-        - "recordings": the same "perplexity" and "auto_bleu_2" of the whole recordings and of their resynthesis by the
-          codec, and the "word_error_rate" of both, which the numbers above have to be read against;
-        - "n" prompts, "too_short" (ids of recordings without prompt), "num_silent" (nothing was said),
-          "num_empty_transcripts" (no word was heard), "settings", "judge", "convention";
-        - "rows": of every prompt "id", "seed", "transcript", "log_likelihood", "num_tokens", "auto_bleu_2",
-          "unit_repetition", "seconds", "speaker_similarity", "mean_opinion_score"; None where not measured.
+        - "seconds": duration of a continuation;
+        - "recordings": "perplexity" and "auto_bleu_2" of the whole recordings and of their resynthesis by the codec,
+          and the "word_error_rate" of both: the reference values for the numbers above;
+        - "n" (number of prompts), "too_short" (ids of recordings without prompt), "num_silent" (continuations without
+          speech), "num_empty_transcripts" (continuations without a transcribed word), "settings", "judge",
+          "convention";
+        - "rows": for each prompt "id", "seed", "transcript", "log_likelihood", "num_tokens", "auto_bleu_2",
+          "unit_repetition", "seconds", "speaker_similarity", "mean_opinion_score"; None if not measured.
 
-    Raises `ValueError` where no recording is long enough for a prompt.
+    Raises:
+        ValueError: if no recording is long enough for a prompt.
     """
     settings = settings or GenerationSettings()
     prompts, too_short = take_prompts(recordings, settings.prompt_seconds)
@@ -370,7 +413,7 @@ def _listen(
     speaker_encoder: SpeakerEncoder | None,
     opinion_score: DistillMos | None,
 ) -> dict:
-    """The row of one continuation, as far as it can be measured alone."""
+    """Return the row of one continuation, without the measures that are computed for all together."""
     is_silent = not len(item.waveform)
     heard = item.resampled()
     has_voice = speaker_encoder is not None and np.any(heard)
@@ -386,13 +429,13 @@ def _listen(
 
 
 def _measure_texts(texts: Sequence[str], judge: Judge | None, seed: int) -> tuple[dict, list[dict]]:
-    """Perplexity and auto-BLEU of texts, and the numbers of each text."""
+    """Return perplexity and auto-BLEU of texts, and the numbers of each text."""
     words = [normalize_words(text).split() for text in texts]
     bleu = [value if said else None for value, said in zip(auto_bleu(words), words, strict=True)]
     scores: Sequence[SequenceScore | None] = [None] * len(texts)
     perplexity = not_measured("no judge was given")
     if judge is not None:
-        # Punctuation alone is no text; it would count here and not in auto-BLEU.
+        # A transcript of punctuation alone counts as empty, as it does in auto-BLEU.
         said = [text if spoken else "" for text, spoken in zip(texts, words, strict=True)]
         result = generative_perplexity(said, judge.model, judge.tokenizer, seed=seed)
         scores = result.scores
@@ -416,7 +459,7 @@ def _measure_texts(texts: Sequence[str], judge: Judge | None, seed: int) -> tupl
 
 
 def _mean_record(values: Sequence[float | None], seed: int, reason: str) -> dict:
-    """Mean of the values that there are; their number is n."""
+    """Return the mean of the values that are not None; their number is "n"."""
     known = [value for value in values if value is not None]
     return measured_ratio(known, seed=seed) if known else not_measured(reason)
 
@@ -428,7 +471,7 @@ def _recordings_record(
     judge: Judge | None,
     seed: int,
 ) -> dict:
-    """The recordings themselves and their resynthesis, measured as the continuations are."""
+    """Return the measures of the recordings and of their resynthesis, computed as for the continuations."""
     if not all(normalize_words(item.text) for item in recordings):
         return not_measured("the recordings have no transcripts")
     result = evaluate_resynthesis(recordings, codec, transcribe)
@@ -440,7 +483,7 @@ def _recordings_record(
 
 
 def generation_to_markdown(record: dict) -> str:
-    """Return what [`evaluate_generation`] measured as a Markdown table, beside the recordings themselves."""
+    """Return the record of [`evaluate_generation`] as a Markdown table of continuations and recordings."""
     others = record["recordings"]
     columns = [record, *(others[name] if is_measured(others) else {} for name in ("original", "resynthesis"))]
     measures = (

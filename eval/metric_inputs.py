@@ -1,8 +1,9 @@
-"""From the columns of an `evaluate` module to its result; the modules in `eval/metrics` only call this.
+"""Computation of the `evaluate` modules from their columns; the modules in `eval/metrics` only call these functions.
 
-Speech is a list of raw units (one a frame, repeats kept), a dict of the lists "units", "pitch" and "style" for a model
-that has them, or [`SpeechStreams`]. In the configuration "scores" nothing is read by a model: each half comes as its
-summed log-likelihood in nats and its number of scored tokens, from any toolkit, under the names of `pairs.parquet`.
+Speech is a list of raw units (one per frame, repeats included), a dict of the lists "units", "pitch" and "style" for a
+model that has them, or [`SpeechStreams`]. The configuration "scores" needs no model: its columns are the summed
+log-likelihood of each half, in nats, and its number of scored tokens, computed with any toolkit, under the column
+names of `pairs.parquet`.
 """
 
 import math
@@ -35,7 +36,7 @@ from .suites import HALVES, Pair, evaluate_suite
 
 SCORES = "scores"
 CONFIGURATIONS = {"storycloze": ("spoken", "topic", SCORES)}
-"""Names of the configurations of a module; the others have "default" and "scores"."""
+"""Names of the configurations of a module; modules that are not listed have "default" and "scores"."""
 LABELS = {
     "swuggy": ("id", "voice", "group", "part"),
     "sblimp": ("id", "voice", "group", "part", "subtype"),
@@ -43,9 +44,9 @@ LABELS = {
     "storycloze": ("id", "group"),
     "normalized_perplexity": ("id",),
 }
-"""Columns of strings of each module."""
+"""String columns of each module."""
 STORY_OPTIONS = ("tokenizer", "scored")
-"""Keywords of `storycloze` alone."""
+"""Keywords that only `storycloze` accepts."""
 
 _NOT_STATED = "not stated"
 _LABEL = Value("string")
@@ -55,14 +56,14 @@ _NUMBERS = {"sum": Value("float64"), "count": Value("int64")}
 
 
 def module_features(module: str, config_name: str) -> Features:
-    """What `evaluate` stores for a module: its columns as [`columns_to_batch`] writes them.
+    """Return the features that `evaluate` stores for a module: its columns as [`columns_to_batch`] returns them.
 
     Args:
-        module: folder of the module.
-        config_name: "default" or "scores"; of `storycloze` "spoken", "topic" or "scores".
+        module: name of the module's folder.
+        config_name: "default" or "scores"; for `storycloze` "spoken", "topic" or "scores".
 
     Raises:
-        ValueError: a configuration that the module does not have.
+        ValueError: if the module does not have this configuration.
     """
     known = CONFIGURATIONS.get(module, ("default", SCORES))
     if config_name not in known:
@@ -82,19 +83,23 @@ def module_features(module: str, config_name: str) -> Features:
 
 
 def columns_to_batch(features: Features, columns: Mapping[str, Sequence | None]) -> dict[str, list]:
-    """Columns of a module, checked, with each piece of speech or text as a row that Arrow can hold.
+    """Check the columns of a module, and return them with every item of speech or text as a row that Arrow can store.
+
+    Args:
+        features: of the module, from [`module_features`].
+        columns: name -> values, one per item.
 
     Raises:
-        ValueError: missing, unknown or empty columns, columns of different lengths, or a value that is not speech.
+        ValueError: if a column is missing, unknown or empty, columns differ in length, or a value is not speech.
     """
     given = {name: column for name, column in columns.items() if column is not None}
     if missing := [name for name in features if name not in given]:
-        raise ValueError(f"The columns {missing} are missing; expected {list(features)}, each with a row an item.")
+        raise ValueError(f"The columns {missing} are missing; expected {list(features)}, each with one row per item.")
     if unknown := [name for name in given if name not in features]:
         raise ValueError(f"The columns {unknown} are unknown; expected {list(features)}.")
     lengths = {name: len(column) for name, column in given.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"The columns have different lengths: {lengths}; expected a row an item in each.")
+        raise ValueError(f"The columns have different lengths: {lengths}; expected one row per item in each.")
     if not all(lengths.values()):
         raise ValueError(f"The columns {list(features)} are empty; expected at least one item.")
     return {
@@ -106,7 +111,7 @@ def columns_to_batch(features: Features, columns: Mapping[str, Sequence | None])
 
 
 def _value_to_row(name: str, value, feature: dict) -> dict:
-    """Text, or speech in any of its forms -> what `feature` describes; text has no units."""
+    """Convert text, or speech in any of its forms, to the row that `feature` describes; text has no units."""
     if isinstance(value, str):
         if "text" not in feature:
             raise ValueError(f"{name} is text; expected speech, a list of units.")
@@ -124,10 +129,18 @@ def _value_to_speech(value: Sequence[int] | Mapping[str, Sequence[int] | None]) 
 
 
 def pairs_to_columns(module: str, pairs: Iterable[Pair]) -> dict[str, list]:
-    """Pairs of a manifest -> the columns of a module, in its first configuration.
+    """Convert the pairs of a manifest to the columns of a module, in its first configuration.
 
-    The id of an item is that of its pair without a final "/<voice>"; an id "<type>/<subtype>/<id>" tells the subtype
-    of `sblimp`, which is "-" otherwise. A story of a manifest is one piece of speech, so its context is empty.
+    The id of an item is that of its pair without a final "/<voice>". The subtype of `sblimp` is taken from ids of the
+    form "<type>/<subtype>/<id>", and is "-" otherwise. A story of a manifest is a single item of speech, so its
+    context is empty.
+
+    Args:
+        module: "swuggy", "sblimp", "salmon" or "storycloze".
+        pairs: from [`read_suite`].
+
+    Returns:
+        `dict[str, list]`: name of the column -> values.
     """
     columns: dict[str, list] = {name: [] for name in LABELS[module]}
     columns |= {name: [] for name in (("context", *HALVES) if module == "storycloze" else HALVES)}
@@ -143,7 +156,7 @@ def pairs_to_columns(module: str, pairs: Iterable[Pair]) -> dict[str, list]:
 
 
 def _type_labels(id_: str, part: str) -> dict[str, str]:
-    """The id without its part and subtype, where it begins with them, and these."""
+    """Return the labels of an item: its id without leading part and subtype, and these two."""
     pieces = id_.split("/", 2)
     if len(pieces) == 3 and pieces[0] == part:
         return {"id": pieces[2], "part": part, "subtype": pieces[1]}
@@ -151,15 +164,19 @@ def _type_labels(id_: str, part: str) -> dict[str, str]:
 
 
 def read_scores(module: str, path: str | os.PathLike) -> dict[str, list]:
-    """A table of log-likelihoods -> the columns of a module in the configuration "scores".
+    """Read a table of log-likelihoods as the columns of a module in the configuration "scores".
 
     Args:
-        path: parquet, such as the `pairs.parquet` of `tinywave evaluate`, or JSON lines (`.jsonl`) of the same
-            columns. Where "voice" is missing, an id "<group>/<voice>" tells it; where "subtype" is missing, an id
-            "<type>/<subtype>/<id>" does.
+        module: "swuggy", "sblimp", "salmon" or "storycloze".
+        path: parquet file, such as the `pairs.parquet` of `tinywave evaluate`, or JSON lines (`.jsonl`) with the same
+            columns. If "voice" is missing, it is taken from ids of the form "<group>/<voice>"; if "subtype" is
+            missing, from ids of the form "<type>/<subtype>/<id>".
+
+    Returns:
+        `dict[str, list]`: name of the column -> values.
 
     Raises:
-        ValueError: missing columns, several suites in one table, or not a table.
+        ValueError: if the file is not a table, lacks columns, or holds several suites.
     """
     table = read_json(path) if Path(path).suffix == ".jsonl" else pq.read_table(path)
     features = module_features(module, SCORES)
@@ -172,10 +189,10 @@ def read_scores(module: str, path: str | os.PathLike) -> dict[str, list]:
 
 def _rows_to_columns(rows: list[dict], features: Features) -> dict[str, list]:
     for row in rows:
-        # Numbers may serve as ids.
+        # Ids may be stored as numbers.
         row |= {name: str(row[name]) for name, feature in features.items() if feature == _LABEL and name in row}
         if "voice" in features:
-            # An item that several voices speak is named by its group, and each of its pairs "<group>/<voice>".
+            # The pairs of an item that is spoken by several voices have ids of the form "<group>/<voice>".
             is_spoken = row["id"].startswith(f"{row['group']}/")
             row.setdefault("voice", row["id"].removeprefix(f"{row['group']}/") if is_spoken else "-")
             row["id"] = row["group"] if is_spoken else row["id"]
@@ -196,29 +213,29 @@ def compute_accuracy(
     seed: int = 0,
     **columns,
 ) -> dict:
-    """The result of a module of minimal pairs.
+    """Compute the result of an `evaluate` module of minimal pairs.
 
     Args:
         module: "swuggy", "sblimp", "salmon" or "storycloze".
-        model: a causal language model or its folder. Not in the configuration "scores".
-        normalisation (`str`, defaults to `"mean"`): "mean" or "sum" log-likelihood decides the credit; where speech
-            is scored whole, "local" and "pmi" of [`evaluate_suite`] as well.
+        model: a causal language model or its folder. Not used in the configuration "scores".
+        normalisation (`str`, defaults to `"mean"`): log-likelihood that decides the credit of a pair: "mean" (per
+            token) or "sum"; if speech is scored whole, also "local" and "pmi", see [`evaluate_suite`].
         vocabulary, batch_size: as in [`evaluate_suite`].
-        deduplicate (`bool`, *optional*, defaults to True): merge runs of equal units.
-        sequence_format (*optional*): how speech becomes ids, for models that are not TinyWave's, such as
+        deduplicate (`bool`, *optional*, defaults to True): merge each run of equal units into one token.
+        sequence_format (*optional*): conversion of speech to ids for models without a TinyWave config, such as a
             [`UnitSequenceFormat`].
-        seed (`int`, defaults to 0): of the bootstrap.
-        columns: as [`columns_to_batch`] returns them; for `storycloze` with "tokenizer" and "scored" of
+        seed (`int`, defaults to 0): seed of the bootstrap.
+        columns: columns as returned by [`columns_to_batch`]; for `storycloze` also "tokenizer" and "scored" of
             [`score_stories`].
 
     Returns:
-        `dict`, JSON-ready: what the module's function in `aggregation.py` returns, "num_pairs", and "convention",
-        everything that the numbers depend on.
+        `dict`, JSON-serializable: the keys that the module's function in `aggregation.py` returns, "num_pairs", and
+        "convention" with all settings that the numbers depend on.
 
     Raises:
-        TypeError: an unknown keyword.
-        ValueError: no model where there is something to score, or items that contradict each other.
-        ScoringError: a half that cannot be scored.
+        TypeError: if a keyword is unknown.
+        ValueError: if a model is needed but missing, or items contradict each other.
+        ScoringError: if a half cannot be scored.
     """
     options = {name: columns.pop(name) for name in STORY_OPTIONS if name in columns and module == "storycloze"}
     _check_names(module, columns)
@@ -241,11 +258,11 @@ def compute_accuracy(
 
 
 def _check_names(module: str, columns: Mapping[str, list]) -> None:
-    """Raises `TypeError` for a keyword that is no column: `evaluate` passes on whatever it does not know."""
+    """Raise `TypeError` for a keyword that is not a column, because `evaluate` forwards every unknown keyword."""
     configurations = CONFIGURATIONS.get(module, ("default", SCORES))
     known = {name for config_name in configurations for name in module_features(module, config_name)}
     if unknown := sorted(set(columns) - known):
-        raise TypeError(f"{module} has no keyword {unknown[0]!r}; its card names those that it has.")
+        raise TypeError(f"{module} has no keyword {unknown[0]!r}; see the keywords on the card of the module.")
 
 
 def _check_ids(columns: Mapping[str, list], key: Sequence[str]) -> None:
@@ -276,11 +293,11 @@ def _given_score(name: str, total: float, count: int) -> SequenceScore:
 
 
 def _model_and_format(model, sequence_format, deduplicate) -> tuple[nn.Module, SequenceFormat]:
-    """A loaded model in evaluation and how it reads speech; folders of TinyWave need no format."""
+    """Return the model, loaded in evaluation mode, and its sequence format; TinyWave folders need no format."""
     if model is None:
-        raise ValueError("There is no model; give `model=`, or log-likelihoods in the configuration 'scores'.")
+        raise ValueError("found no model; pass `model=`, or log-likelihoods in the configuration 'scores'.")
     if sequence_format is not None and deduplicate is not None:
-        raise ValueError("Found `deduplicate` and `sequence_format`; the format says whether repeats are merged.")
+        raise ValueError("found `deduplicate` and `sequence_format`; set `deduplicate` in the format instead.")
     if isinstance(model, str | os.PathLike):
         loader = TinyWaveForCausalLM if sequence_format is None else AutoModelForCausalLM
         model = load_pretrained(loader, model, dtype="float32")
@@ -290,7 +307,7 @@ def _model_and_format(model, sequence_format, deduplicate) -> tuple[nn.Module, S
 
 
 def _score_speech(model, columns, normalisation: str, scoring: dict) -> tuple[list[float], dict]:
-    """Credits and convention of [`evaluate_suite`]."""
+    """Return the credits and the convention of [`evaluate_suite`]."""
     labels = [name for name in ("part", "subtype", "id", "voice") if name in columns]
     pairs = [
         Pair(
@@ -319,7 +336,7 @@ def _score_speech(model, columns, normalisation: str, scoring: dict) -> tuple[li
 def _score_stories(
     model, columns, normalisation: str, scoring: dict, tokenizer: PreTrainedTokenizerBase | None = None, scored="item"
 ) -> tuple[list[float], dict]:
-    """Credits and convention of stories; speech after speech is a piece of speech like any other."""
+    """Return the credits and the convention of stories; a spoken ending after a spoken context is scored as speech."""
     stories = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     direction = story_direction(stories)
     if scored == "item" and all(map(is_speech_alone, stories)):
@@ -342,15 +359,16 @@ def compute_perplexity(
     seed: int = 0,
     **columns,
 ) -> dict:
-    """The result of the module `normalized_perplexity`.
+    """Compute the result of the `evaluate` module `normalized_perplexity`.
 
     Args:
-        columns: as [`columns_to_batch`] returns them.
         model, vocabulary, batch_size, deduplicate, sequence_format, seed: as in [`compute_accuracy`].
+        columns: columns as returned by [`columns_to_batch`].
 
     Returns:
-        `dict`, JSON-ready: "token_weighted", "utterance_mean" and "bits_per_second" of [`PerplexityResult`], "ci95" of
-        the first (percentile bootstrap over utterances), "n" (utterances), "num_tokens" and "convention".
+        `dict`, JSON-serializable: "token_weighted", "utterance_mean" and "bits_per_second" of [`PerplexityResult`],
+        "ci95" of the first (percentile bootstrap over utterances), "n" (number of utterances), "num_tokens" and
+        "convention".
 
     Raises:
         TypeError, ValueError, ScoringError: as [`compute_accuracy`].

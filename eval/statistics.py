@@ -1,7 +1,7 @@
-"""Intervals, standard errors and paired tests for suite accuracies and perplexities.
+"""Confidence intervals, standard errors and paired tests for suite accuracies and perplexities.
 
 Items that share a source (a word read in several styles, a pair of voices) form a group and are resampled together;
-treating them as independent would make intervals too narrow.
+treating them as independent would make the intervals too narrow.
 """
 
 from collections.abc import Hashable, Sequence
@@ -20,13 +20,14 @@ _RESAMPLES_PER_CHUNK = 1_000
 
 @dataclass(frozen=True)
 class Retention:
-    """What a student keeps of its teacher.
+    """Share of the teacher's accuracy that the student retains.
 
     Args:
-        raw (`float` or `None`): student accuracy / teacher accuracy; `None` for a teacher that is never right.
-            Flatters two-way tasks: guessing scores 0.5.
-        above_chance (`float` or `None`): (student - 0.5) / (teacher - 0.5); `None` for a teacher at or below chance.
-        raw_ci95, above_chance_ci95 (`list[float]`, *optional*): paired bootstrap intervals over groups.
+        raw (`float` or `None`): student accuracy / teacher accuracy; `None` if the teacher's accuracy is 0. It is
+            optimistic for two-way tasks, because guessing has an accuracy of 0.5.
+        above_chance (`float` or `None`): (student - 0.5) / (teacher - 0.5); `None` if the teacher is at or below
+            chance.
+        raw_ci95, above_chance_ci95 (`list[float]`, *optional*): 95 % paired bootstrap intervals over groups.
     """
 
     raw: float | None
@@ -45,7 +46,7 @@ class PairedDifference:
 
 
 def _group_sums(values: np.ndarray, groups: Sequence[Hashable] | None) -> np.ndarray:
-    """Sums values `(rows, items)` within groups: `(rows, groups)`, groups in order of first appearance."""
+    """Sum values `(rows, items)` within groups, to `(rows, groups)` in the order of first appearance."""
     if groups is None:
         return values
     if len(groups) != values.shape[1]:
@@ -62,13 +63,15 @@ def bootstrap_sums(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> np.ndarray:
-    """Resamples groups with replacement and sums each row of values over the resample.
+    """Resample groups with replacement and return the sum of each row of values over each resample.
 
-    All rows see the same resamples, which makes differences between rows paired.
+    All rows use the same resamples, so that differences between rows are paired.
 
     Args:
         values (`np.ndarray` of shape `(rows, items)`): finite numbers.
-        groups (`Sequence`, *optional*): label of each item; without it every item is its own group.
+        groups (`Sequence`, *optional*): group label of each item. Default: each item is a group of its own.
+        num_resamples (`int`, *optional*): number of bootstrap resamples. Default: `NUM_RESAMPLES`.
+        seed (`int`, defaults to 0): seed of the resampling.
 
     Returns:
         `np.ndarray` of shape `(rows, num_resamples)`.
@@ -89,7 +92,7 @@ def bootstrap_sums(
 
 
 def percentile_interval(samples: np.ndarray, confidence: float = 0.95) -> list[float]:
-    """Central interval `[low, high]` of bootstrap samples."""
+    """Return the central interval `[low, high]` that holds the share `confidence` of bootstrap samples."""
     tail = 50.0 * (1.0 - confidence)
     return [float(bound) for bound in np.percentile(samples, [tail, 100.0 - tail])]
 
@@ -102,7 +105,7 @@ def bootstrap_mean_interval(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> list[float]:
-    """Percentile bootstrap interval `[low, high]` of the mean over items, resampling whole groups."""
+    """Return the percentile bootstrap interval `[low, high]` of the mean over items, resampling whole groups."""
     values = np.asarray(values, dtype=np.float64)
     rows = np.stack([values, np.ones_like(values)])
     totals, counts = bootstrap_sums(rows, groups, num_resamples=num_resamples, seed=seed)
@@ -118,7 +121,8 @@ def ratio_interval(
 ) -> list[float] | None:
     """Return the percentile bootstrap interval `[low, high]` of a ratio of sums over groups.
 
-    None for a single group: resamples of one group are all alike, and do not show how much it differs from others.
+    It is None for a single group, because all resamples of one group are equal and carry no information about the
+    variation between groups.
     """
     if len(numerators) < 2 or (groups is not None and len(set(groups)) < 2):
         return None
@@ -131,15 +135,16 @@ def accuracy_interval(
 ) -> list[float]:
     """Return the interval `[low, high]` of an accuracy.
 
-    It is the percentile bootstrap over groups. Where every resample has the same accuracy, as with one item or with
-    100 % of the items, the bootstrap has no width and the exact interval of a proportion takes its place (Clopper and
-    Pearson 1934), with the number of groups as the number of independent trials.
+    It is the percentile bootstrap interval over groups. If every resample has the same accuracy, for example with one
+    item or if all items are correct, the bootstrap interval has no width; the exact interval of a proportion (Clopper
+    and Pearson 1934) is returned instead, with the number of groups as the number of independent trials.
 
     Args:
         credits: 1 for a correct item, 0 for a wrong one, 0.5 for a tie.
-        groups (*optional*): label of each item; items of a group are not independent. Default: all are.
-        confidence (`float`, default 0.95): share of such intervals that contain the true accuracy.
-        seed (`int`, default 0): of the bootstrap.
+        groups (*optional*): group label of each item; items of one group are not independent. Default: all items are
+            independent.
+        confidence (`float`, defaults to 0.95): confidence level.
+        seed (`int`, defaults to 0): seed of the bootstrap.
     """
     low, high = bootstrap_mean_interval(credits, groups, confidence=confidence, seed=seed)
     if low < high:
@@ -152,9 +157,9 @@ def accuracy_interval(
 
 
 def standard_error(values: Sequence[float], groups: Sequence[Hashable] | None = None) -> float | None:
-    """Standard error of the mean, robust to correlation within groups.
+    """Return the standard error of the mean, robust to correlation within groups.
 
-    With one item per group it is the sample standard deviation / sqrt(n). `None` for a single group.
+    With one item per group it is the sample standard deviation / sqrt(n). For a single group it is `None`.
     """
     values = np.asarray(values, dtype=np.float64)
     residuals = _group_sums((values - values.mean())[None], groups)[0]
@@ -165,9 +170,10 @@ def standard_error(values: Sequence[float], groups: Sequence[Hashable] | None = 
 
 
 def mcnemar_exact(first: Sequence[float], second: Sequence[float]) -> float:
-    """Two-sided exact McNemar test of two models' credits on the same pairs (McNemar 1947).
+    """Compute the two-sided exact McNemar test of two models' credits on the same pairs (McNemar 1947).
 
-    Pairs with different credits are discordant; under the null hypothesis either model wins one with probability 1/2.
+    Pairs with different credits are discordant. Under the null hypothesis each model has the higher credit on a
+    discordant pair with probability 1/2.
 
     Returns:
         `float`: p-value, 1.0 without discordant pairs.
@@ -180,9 +186,9 @@ def mcnemar_exact(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for the number of tests, so that the chance of any false alarm among all keeps its size.
+    """Return p-values corrected for multiple tests, which control the family-wise error rate (Holm 1979, step-down).
 
-    Step-down method of Holm (1979). In the order given; nothing for nothing.
+    The order is that of `p_values`; the result of an empty sequence is empty.
     """
     return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
 
@@ -195,10 +201,19 @@ def compare_accuracy(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> PairedDifference:
-    """Paired bootstrap of the difference of two models' accuracies, `first - second`, resampling whole groups.
+    """Compute the paired bootstrap of the difference of two models' accuracies, `first - second`, over groups.
 
     Args:
-        first, second (`Sequence[float]`): credits of the same pairs in the same order.
+        first, second (`Sequence[float]`): credits of the two models on the same pairs, in the same order.
+        groups (`Sequence`, *optional*): group label of each pair. Default: each pair is a group of its own.
+        num_resamples (`int`, *optional*): number of bootstrap resamples. Default: `NUM_RESAMPLES`.
+        seed (`int`, defaults to 0): seed of the resampling.
+
+    Returns:
+        [`PairedDifference`].
+
+    Raises:
+        ValueError: if the two models have different numbers of credits.
     """
     if len(first) != len(second):
         raise ValueError(f"Found {len(first)} and {len(second)} credits; a paired test needs the same pairs in both.")
@@ -217,10 +232,17 @@ def compare_perplexity(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> PairedDifference:
-    """Paired bootstrap of the difference of token-weighted perplexities, `first - second`, over utterances.
+    """Compute the paired bootstrap of the difference of token-weighted perplexities, `first - second`.
 
     Args:
-        first, second (`Sequence[SequenceScore]`): scores of two models on the same utterances in the same order.
+        first, second (`Sequence[SequenceScore]`): scores of two models on the same utterances, in the same order.
+        groups, num_resamples, seed: as in [`compare_accuracy`], for utterances in place of pairs.
+
+    Returns:
+        [`PairedDifference`].
+
+    Raises:
+        ValueError: if the two models scored different targets.
     """
     counts = [score.num_tokens for score in first]
     if counts != [score.num_tokens for score in second]:
@@ -234,13 +256,20 @@ def compare_perplexity(
 
 
 def _two_sided_p_value(differences: np.ndarray) -> float:
-    """Twice the smaller tail mass beyond 0; counts start at one, so a finite bootstrap never claims p = 0."""
+    """Return twice the smaller tail mass beyond 0; counts start at 1, so that a finite bootstrap never gives p = 0."""
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
     return float(min(1.0, 2.0 * (tail + 1) / (len(differences) + 1)))
 
 
 def retention(student_accuracy: float, teacher_accuracy: float) -> Retention:
-    """Raw and chance-corrected ratio of a student's accuracy to its teacher's."""
+    """Return the raw and the chance-corrected ratio of a student's accuracy to its teacher's, without intervals.
+
+    Args:
+        student_accuracy, teacher_accuracy (`float`): accuracies from 0 to 1 on the same pairs; chance is 0.5.
+
+    Returns:
+        [`Retention`].
+    """
     margin = teacher_accuracy - CHANCE
     above_chance = (student_accuracy - CHANCE) / margin if margin > 0 else None
     return Retention(student_accuracy / teacher_accuracy if teacher_accuracy else None, above_chance)
@@ -253,12 +282,21 @@ def mean_retention(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Retention:
-    """Retention of the mean accuracy over suites (a ratio of means), with paired bootstrap intervals.
+    """Return the retention of the mean accuracy over suites (a ratio of means), with paired bootstrap intervals.
 
-    A ratio of means weighs suites equally and stays defined when the teacher is near chance on one of them.
+    A ratio of means weights suites equally and stays defined if the teacher is near chance on one of them.
 
     Args:
-        student, teacher (`Sequence` of `(credits, groups)`): one entry per suite, the same pairs in the same order.
+        student, teacher (`Sequence` of `(credits, groups)`): one entry per suite, with the same pairs in the same
+            order.
+        num_resamples (`int`, *optional*): number of bootstrap resamples. Default: `NUM_RESAMPLES`.
+        seed (`int`, defaults to 0): seed of the resampling.
+
+    Returns:
+        [`Retention`].
+
+    Raises:
+        ValueError: if student and teacher were scored on different pairs.
     """
     means, samples = [], []
     for (student_credits, groups), (teacher_credits, teacher_groups) in zip(student, teacher, strict=True):
@@ -270,7 +308,8 @@ def mean_retention(
         means.append(rows[:2].mean(axis=1))
     point = retention(*(float(mean) for mean in np.mean(means, axis=0)))
     student_means, teacher_means = np.mean(samples, axis=0)
-    # Resamples with a teacher at chance, or never right, have no ratio; they are rare unless the point has none.
+    # Resamples in which the teacher is at chance, or has an accuracy of 0, have no ratio. They are rare
+    # unless the point estimate has no ratio either.
     defined, is_right = teacher_means > CHANCE, teacher_means > 0
     raw_ci95 = None if point.raw is None else percentile_interval(student_means[is_right] / teacher_means[is_right])
     above_chance_ci95 = None

@@ -1,12 +1,12 @@
-"""What a tokenizer of speech costs and what its tokens know, for one or more codecs on the same recordings.
+"""Bit rate and phonetic information of the tokens of one or more speech codecs, on the same recordings.
 
-These measures need no language model and take minutes; they go before any training:
+These measures need no language model and take minutes, so that codecs can be compared before any training:
 
 - bits per second of every stream, as the frames come, without repeats, and after their entropy (the bit rate of the
   Zero Resource Speech Challenge, Dunbar et al. 2019, arXiv 1904.11469: tokens per second times entropy);
-- how many units are in use, and for how many frames a unit stays;
-- what units know of phones: PNMI, phone purity and unit purity (Hsu et al. 2021, arXiv 2106.07447);
-- the word error rate after units and vocoder, beside that of the recordings.
+- the number of units in use, and the mean run length of a unit in frames;
+- the information of units about phones: PNMI, phone purity and unit purity (Hsu et al. 2021, arXiv 2106.07447);
+- the word error rate after resynthesis from units, next to that of the recordings.
 
     record = report_tokenizers({"own": codec, "whisper": other}, read_corpus_utterances(folder, "test"))
     print(tokenizers_to_markdown(record))
@@ -28,7 +28,7 @@ from .resynthesis import SpokenText, evaluate_resynthesis
 from .statistics import NUM_RESAMPLES
 
 REPEATING_STREAMS = tuple(stream.name for stream in SPEECH_STREAMS if stream.merge_repeats)
-"""Streams whose repeats a language model does not read."""
+"""Streams that are de-duplicated in the input of a language model."""
 PURITY_MEASURES = ("pnmi", "phone_purity", "unit_purity")
 CONVENTION = {
     "bits": "tokens per second times log2 of their number, or times the entropy of a token's share, base 2",
@@ -42,22 +42,26 @@ CONVENTION = {
 def measure_stream(
     tokens: Sequence[Sequence[int]], seconds: Sequence[float], num_codes: int, *, repeats: bool = True, seed: int = 0
 ) -> dict:
-    """Rate and use of one stream of tokens.
+    """Compute the rate and the code usage of one token stream.
 
     Args:
-        tokens: of every utterance, one a frame.
-        seconds: duration of every utterance.
-        num_codes (`int`): different tokens that there can be.
-        repeats (`bool`, default True): whether a language model reads a run of equal tokens as one.
-        seed (`int`, default 0): of the bootstrap over utterances.
+        tokens: tokens of each utterance, one per frame.
+        seconds: duration of each utterance, in seconds.
+        num_codes (`int`): size of the codebook.
+        repeats (`bool`, defaults to True): whether each run of equal tokens is merged into one in the input of a
+            language model.
+        seed (`int`, defaults to 0): seed of the bootstrap over utterances.
 
     Returns:
-        - "num_codes", and "active_codes" {"value": share of them that occur, "num_active", "n"};
-        - "tokens_per_second" and "run_length" (frames a token stays), {"value", "ci95", "n"};
-        - "bits_per_second": {"frames": frames a second x log2 num_codes, "tokens": the same of what is read,
-          "frame_entropy" and "token_entropy": rate x entropy}, without interval.
+        `dict`:
 
-    Raises `ValueError` where there is no token or a token that cannot be.
+        - "num_codes", and "active_codes" {"value": share of the codes that occur, "num_active", "n"};
+        - "tokens_per_second" and "run_length" (mean frames per run of a token), {"value", "ci95", "n"};
+        - "bits_per_second": {"frames": frames per second x log2 num_codes, "tokens": the same for the tokens in the
+          input of a language model, "frame_entropy" and "token_entropy": rate x entropy}, without interval.
+
+    Raises:
+        ValueError: if there are no tokens, or a token is out of range.
     """
     merged = [deduplicate(row)[0] if repeats else np.asarray(row) for row in tokens]
     counts = np.array([list(map(len, tokens)), list(map(len, merged))])
@@ -82,7 +86,7 @@ def measure_stream(
 
 
 def _entropy(tokens: np.ndarray, num_codes: int) -> float:
-    """Bits of a token drawn from all of them."""
+    """Return the entropy of the distribution of tokens, in bits per token."""
     return float(entropy(np.bincount(tokens, minlength=num_codes), base=2))
 
 
@@ -93,19 +97,25 @@ def measure_tokenizer(
     *,
     seed: int = 0,
 ) -> dict:
-    """Measures one codec.
+    """Measure one codec.
 
     Args:
-        codec: one without vocoder has no word error rate.
-        utterances: recordings that it was not trained on; "pnmi" and the purities need their timed phones.
-        transcribe (*optional*): waveform, sampling rate -> text. Without it the word error rate is not measured.
-        seed (`int`, default 0): of the bootstrap over utterances.
+        codec ([`SpeechCodec`]): the codec. The word error rate requires a vocoder.
+        utterances: recordings that the codec was not trained on; "pnmi" and the purities require their timed phones.
+        transcribe (`Callable`, *optional*): (waveform, sampling rate) -> text. Without it the word error rate is not
+            measured.
+        seed (`int`, defaults to 0): seed of the bootstrap over utterances.
 
     Returns:
-        {"frame_rate": of the units in Hz, "streams": {"unit", and "pitch" and "style" where it makes them: what
-        [`measure_stream`] returns}, "bits_per_second": of what a language model reads, all streams together, after
-        entropy, "pnmi", "phone_purity", "unit_purity": {"value", "n", "num_frames"}, "word_error_rate": {"original",
-        "resynthesis"}}; {"not_measured": reason} where something is missing.
+        `dict`:
+
+        - "frame_rate": of the units, in Hz;
+        - "streams": {name: result of [`measure_stream`]} for "unit", and "pitch" and "style" if the codec has them;
+        - "bits_per_second": of all streams in the input of a language model together, after entropy;
+        - "pnmi", "phone_purity", "unit_purity": {"value", "n", "num_frames"};
+        - "word_error_rate": {"original", "resynthesis"}.
+
+        A measure whose requirements are missing is {"not_measured": reason}.
     """
     encoded = [codec.encode([utterance.waveform])[0] for utterance in utterances]
     seconds = [utterance.seconds for utterance in utterances]
@@ -163,17 +173,18 @@ def report_tokenizers(
     *,
     seed: int = 0,
 ) -> dict:
-    """Measures codecs side by side.
+    """Measure several codecs on the same recordings.
 
     Args:
-        codecs: name -> codec.
+        codecs (`Mapping`): name -> codec.
         utterances, transcribe, seed: as in [`measure_tokenizer`].
 
     Returns:
-        `dict`, JSON-ready: "set" {"n", "seconds", "voices"}, "tokenizers" {name: what [`measure_tokenizer`] returns},
-        "convention" and "seed".
+        `dict`, JSON-serializable: "set" {"n", "seconds", "voices"}, "tokenizers" {name: result of
+        [`measure_tokenizer`]}, "convention" and "seed".
 
-    Raises `ValueError` without codecs or utterances.
+    Raises:
+        ValueError: if there are no codecs or no utterances.
     """
     if not codecs or not utterances:
         raise ValueError(
@@ -190,7 +201,7 @@ def report_tokenizers(
 
 
 def tokenizers_to_markdown(record: Mapping) -> str:
-    """Return what [`report_tokenizers`] measured as a Markdown table, a column for each tokenizer."""
+    """Return the record of [`report_tokenizers`] as a Markdown table with one column per tokenizer."""
     tokenizers = record["tokenizers"].values()
     rows = [["Units, frames per second", *(_format_units(item) for item in tokenizers)]]
     for stream in STREAM_FIELDS:
@@ -216,7 +227,7 @@ def _format_units(item: Mapping) -> str:
 
 
 def _stream_rows(stream: str, records: Sequence[Mapping | None]) -> list[list[str]]:
-    """Lines of one stream; a tokenizer that does not make it has "-"."""
+    """Return the rows of one stream; the cell of a tokenizer without this stream is "-"."""
     name = stream.capitalize()
 
     def row(label: str, write: Callable[[Mapping], str]) -> list[str]:

@@ -184,9 +184,9 @@ def test_equals_separate_forward_passes_of_a_transformer():
 
 def test_what_cannot_be_scored_is_refused(model):
     halves = {"positive": [1, 2], "negative": [1, 3]}
-    with pytest.raises(ValueError, match="PMI needs a sequence format with BOS or a marker"):
+    with pytest.raises(ValueError, match="format without BOS and marker; PMI requires"):
         score_contrasts(model, halves, "pmi", sequence_format=UnitSequenceFormat(range(1, 4)))
-    with pytest.raises(ValueError, match="window is 0 tokens"):
+    with pytest.raises(ValueError, match="found window=0; expected at least 1 token"):
         score_contrasts(model, halves, "local", sequence_format=FORMAT, window=0)
     with pytest.raises(ValueError, match="Unknown contrast 'sum'"):
         score_contrasts(model, halves, "sum", sequence_format=FORMAT)

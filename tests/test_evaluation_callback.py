@@ -191,7 +191,7 @@ def test_what_cannot_be_scored_is_refused_before_training(tmp_path):
 def test_the_greatest_perplexity_is_not_the_best(tmp_path):
     settings = {"metric_for_best_model": "eval_perplexity"}
     callback = SuiteEvaluationCallback({}, UTTERANCES)
-    with pytest.raises(ValueError, match="lowest eval_perplexity; set greater_is_better=False"):
+    with pytest.raises(ValueError, match="greater_is_better=True for eval_perplexity"):
         callback.attach(make_trainer(tmp_path, **settings))
     trainer = make_trainer(tmp_path, max_steps=4, greater_is_better=False, **settings)
     callback.attach(trainer)

@@ -169,7 +169,7 @@ def test_a_judge_is_loaded_from_its_folder(language_model, tmp_path, monkeypatch
         generative_perplexity(TEXTS, model, judge.tokenizer).value for model in (judge.model, language_model)
     )
     assert loaded == given
-    with pytest.raises(FileNotFoundError, match="nowhere is no language model"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a language model"):
         load_judge(tmp_path / "nowhere")
     (tmp_path / "small.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

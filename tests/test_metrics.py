@@ -280,7 +280,7 @@ def test_other_models_are_read_by_a_format(model):
     assert result["accuracy"] == evaluate_suite(llama, pairs, sequence_format=unit_format).accuracy
     with pytest.raises(ValueError, match="does not define the meaning of its ids"):
         load("swuggy").compute(**columns, model=llama)
-    with pytest.raises(ValueError, match="the format says whether repeats are merged"):
+    with pytest.raises(ValueError, match="found `deduplicate` and `sequence_format`"):
         load("swuggy").compute(**columns, model=llama, sequence_format=unit_format, deduplicate=False)
     repeats = load("swuggy").compute(**columns, model=model, deduplicate=False)
     assert repeats["convention"]["sequence"]["deduplicated_streams"] == []
@@ -378,13 +378,13 @@ def test_bad_columns_are_refused_before_they_are_written(model):
     for change, message in cases:
         with pytest.raises(ValueError, match=message):
             load("salmon").compute(**(columns | change), model=model)
-    with pytest.raises(ValueError, match="There is no model; give `model=`"):
+    with pytest.raises(ValueError, match="found no model; pass `model=`"):
         load("salmon").compute(**columns)
     with pytest.raises(FileNotFoundError, match="nowhere is no folder with a model, nor a repository"):
         load("salmon").compute(**columns, model="nowhere")
     with pytest.raises(ValueError, match="Unknown normalisation 'median'"):
         load("salmon").compute(**columns, model=model, normalisation="median")
-    with pytest.raises(TypeError, match="salmon has no keyword 'normalization'; its card names"):
+    with pytest.raises(TypeError, match="salmon has no keyword 'normalization'; see the keywords on the card"):
         load("salmon").compute(**columns, model=model, normalization="sum")
     with pytest.raises(TypeError, match="normalized_perplexity has no keyword 'normalisation'"):
         load("normalized_perplexity").compute(id=["a"], speech=[[1, 2]], model=model, normalisation="sum")
@@ -416,7 +416,7 @@ def test_generated_texts_are_judged_as_by_hand(bilingual):
     silent = load("generative_perplexity").compute(predictions=["..."])
     assert silent["perplexity"] == {"not_measured": "no judge was given"}
     assert silent["auto_bleu_2"] == {"not_measured": "no word was heard"}
-    with pytest.raises(ValueError, match="a model and no tokenizer"):
+    with pytest.raises(ValueError, match="found a model but no tokenizer"):
         load("generative_perplexity").compute(predictions=texts, model=model)
 
 

@@ -111,7 +111,7 @@ def test_new_streams_leave_what_a_model_knows(grown, config, expressive_config):
 
 def test_new_streams_may_not_move_the_units(config):
     moved = TinyWaveConfig.from_preset("nano-expressive-student", num_units=499, **CONFIG, num_key_value_heads=2)
-    with pytest.raises(ValueError, match="num_units is 500 in the model and 499 in the new layout"):
+    with pytest.raises(ValueError, match="`num_units` is 500 in the model, 499 in the new layout"):
         add_streams(TinyWaveForCausalLM(config), moved)
 
 

@@ -1,8 +1,8 @@
-"""Reading what the alignment losses need from inside a model: block outputs, and queries and keys after RoPE.
+"""Record the activations that the alignment losses need: block outputs, and queries and keys after RoPE.
 
-`output_attentions=True` forces eager attention, which builds a T x T map for every head of every layer, and yields
-nothing at all under SDPA. The tap keeps the fast SDPA kernel and records the queries and keys of the mapped blocks
-only; `attention_losses.attention_kl` rebuilds the rows it needs from them, block by block.
+`output_attentions=True` requires eager attention, which builds a T x T map for every head of every layer, and returns
+nothing under SDPA. The tap keeps the fast SDPA kernel and records only the queries and keys of the mapped blocks, from
+which `attention_losses.attention_kl` recomputes the attention rows, block by block.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,13 +20,14 @@ _RECORD_ATTRIBUTE = "_tinywave_tap_record"
 
 @dataclass
 class AttentionInputs:
-    """What one attention layer was given. Shapes: B batch, H heads, K key/value heads, T positions, D head size.
+    """Inputs of one attention layer. Shapes: B batch, H heads, K key/value heads, T positions, D head size.
 
     Attributes:
         query (`torch.Tensor` of shape `(B, H, T, D)`): queries after RoPE.
         key (`torch.Tensor` of shape `(B, K, T, D)`): keys after RoPE.
-        mask (`torch.BoolTensor` of shape `(B, 1, T, T)` or `None`): True where a query may look; `None` is causal.
-        scaling (`float`): factor on the scores, usually `D ** -0.5`.
+        mask (`torch.BoolTensor` of shape `(B, 1, T, T)` or `None`): True where a query may attend to a key; `None` is
+            causal.
+        scaling (`float`): factor on the attention scores, usually `D ** -0.5`.
     """
 
     query: torch.Tensor
@@ -37,11 +38,11 @@ class AttentionInputs:
 
 @dataclass
 class TapRecord:
-    """What one forward pass left: per tapped block, its output and the inputs of its attention.
+    """Activations of one forward pass: for each tapped block, its output and the inputs of its attention.
 
-    `block_outputs[k]` is the residual stream right after block `k`, of shape `(B, T, hidden)`. It equals transformers'
-    `hidden_states[k + 1]` except for the last block, whose entry there is taken after the final norm: the tap reads
-    every block before that norm, so that any two blocks can be compared.
+    `block_outputs[k]` is the residual stream after block `k`, of shape `(B, T, hidden)`. It is equal to transformers'
+    `hidden_states[k + 1]` except for the last block: transformers returns it after the final norm, the tap records it
+    before that norm, so that any two blocks can be compared.
     """
 
     block_outputs: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -49,19 +50,19 @@ class TapRecord:
 
 
 class ActivationTap:
-    """Records activations of chosen blocks of one model while [`ActivationTap.record`] is open.
+    """Record activations of selected blocks of one model inside the context [`ActivationTap.record`].
 
-    The record hangs on the tapped modules themselves, so the taps of two models never mix, and a layer that runs
+    The record is stored on the tapped modules, so that the taps of two models do not interfere, and a layer that runs
     again (activation checkpointing recomputes it in the backward pass) is not recorded twice.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): a causal LM of Llama's layout.
+        model ([`~transformers.PreTrainedModel`]): a causal LM with Llama's layout.
         hidden_blocks (`Sequence[int]`): blocks whose output is recorded.
-        attention_blocks (`Sequence[int]`): blocks whose queries and keys are recorded. When there are any, the model
-            is switched to the tapped SDPA attention; outside a recording that is plain SDPA.
+        attention_blocks (`Sequence[int]`): blocks whose queries and keys are recorded. If there are any, the model is
+            switched to the tapped SDPA attention, which is plain SDPA outside the context.
 
     Raises:
-        ValueError: when the model does not go through the attention interface of transformers, or has no such block.
+        ValueError: if the model does not use the attention interface of transformers, or lacks one of the blocks.
     """
 
     def __init__(
@@ -83,11 +84,11 @@ class ActivationTap:
 
     @contextmanager
     def record(self) -> Iterator[TapRecord]:
-        """Open a recording for one forward pass and check on leaving that every tapped block was seen.
+        """Record one forward pass; on exit, check that every tapped block was recorded.
 
         Raises:
-            RuntimeError: when a block left nothing, or nothing that gradients flow through. Without these checks the
-            loss over the record would silently be 0 or teach nothing.
+            RuntimeError: if a block was not recorded, or its record carries no gradient. Without these checks the
+                loss on the record would silently be 0 or have no effect.
         """
         record = TapRecord()
         modules = [self._blocks[block] for block in self.hidden_blocks]
@@ -109,8 +110,8 @@ class ActivationTap:
             missing = sorted(set(wanted) - set(found))
             if missing:
                 raise RuntimeError(
-                    f"The forward pass left no {what} of blocks {missing}. Was the attention implementation changed "
-                    "after the tap was set, or is the model one that skips blocks?"
+                    f"The forward pass recorded no {what} of blocks {missing}. Do not change the attention "
+                    "implementation after the tap is set, and use no model that skips blocks."
                 )
         detached = [block for block, inputs in record.attention_inputs.items() if not inputs.query.requires_grad]
         if torch.is_grad_enabled() and detached:
@@ -163,19 +164,19 @@ def _tapped_sdpa_attention(
     scaling: float | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """SDPA attention that also leaves its inputs in the record of a tapped module."""
+    """Compute SDPA attention, and store its inputs in the record of a tapped module."""
     record, block = getattr(module, _RECORD_ATTRIBUTE, (None, None))
     if record is not None:
         if attention_mask is not None and attention_mask.dtype != torch.bool:
             raise ValueError(
                 f"The attention mask must be boolean, or of shape (batch, length), to align attention; found "
-                f"{attention_mask.dtype} of shape {tuple(attention_mask.shape)}. Pass True where a query may look."
+                f"{attention_mask.dtype} of shape {tuple(attention_mask.shape)}. Pass True where a query may attend."
             )
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         record.attention_inputs[block] = AttentionInputs(query, key, attention_mask, scale)
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
 
 
-# Without a mask function of the same name transformers passes no mask at all and padding would be attended to.
+# Without a mask function of the same name transformers passes no mask, and padding would be attended to.
 AttentionInterface.register(TAPPED_ATTENTION, _tapped_sdpa_attention)
 AttentionMaskInterface.register(TAPPED_ATTENTION, sdpa_mask)

@@ -13,29 +13,29 @@ LOSS_CURVE_FILE = "loss_curve.png"
 
 
 class EpochCallback(TrainerCallback):
-    """Calls `set_epoch` of the training data, where it has one, at the beginning of every epoch.
+    """Call `set_epoch` of the training data set, if it has one, at the beginning of every epoch.
 
-    The data loader of accelerate does so in a single process only: with several, it calls that of its sampler alone,
-    and data that is drawn anew for every epoch would stay that of the first.
+    The data loader of accelerate does so only in single-process runs. With several processes it calls only `set_epoch`
+    of its sampler, so that data that is redrawn for every epoch would remain that of the first epoch.
     """
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        """Select the epoch of the state, of which a resumed run may have seen a part."""
+        """Set the current epoch, which a resumed run may continue in the middle."""
         set_epoch = getattr(train_dataloader.dataset, "set_epoch", None)
         if set_epoch is not None:
-            # A whole number after an epoch, up to rounding.
+            # `state.epoch` is a whole number after an epoch, up to rounding.
             set_epoch(math.floor(state.epoch + 1e-6))
 
 
 class LogBeforeSaving(TrainerCallback):
-    """Logs at every step that a checkpoint follows.
+    """Log at every step at which a checkpoint is saved.
 
-    A logged loss is the mean since the last log. Without this, a run that is resumed between two logs would log the
-    mean of fewer steps than the uninterrupted one.
+    A logged loss is the mean over the steps since the last log. Without this callback, a run that is resumed between
+    two logs would log the mean over fewer steps than the uninterrupted run.
     """
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Ask for a log where a checkpoint is asked for."""
+        """Request a log if a checkpoint is requested."""
         if control.should_save and args.logging_strategy != IntervalStrategy.NO:
             control.should_log = True
 
@@ -43,7 +43,7 @@ class LogBeforeSaving(TrainerCallback):
 
 
 class LossCurveCallback(TrainerCallback):
-    """Draws every logged loss over the steps to `loss_curve.png` in the output folder when training ends.
+    """Plot every logged loss over the steps to `loss_curve.png` in the output folder when training ends.
 
     Raises:
         ModuleNotFoundError: at construction, when matplotlib is not installed.
@@ -52,12 +52,12 @@ class LossCurveCallback(TrainerCallback):
     def __init__(self):
         if importlib.util.find_spec("matplotlib") is None:
             raise ModuleNotFoundError(
-                "The loss curve is drawn by matplotlib, which is missing: pip install tinywave[report], or leave "
-                "plot_loss_curve off."
+                "The loss curve requires matplotlib, which is not installed: pip install tinywave[report], or set "
+                "plot_loss_curve to False."
             )
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Draw one line for each logged name that ends in `loss`; the axis is logarithmic."""
+        """Plot one line for each logged name that ends in `loss`, on a logarithmic axis."""
         if not state.is_world_process_zero:
             return
         from matplotlib.figure import Figure

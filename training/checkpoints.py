@@ -1,4 +1,4 @@
-"""Checkpoints of training runs: which of them are complete, and how a finished model is saved."""
+"""Checkpoints of training runs: detection of complete checkpoints, atomic writing, and saving of finished models."""
 
 import json
 import os
@@ -22,9 +22,9 @@ _PARTIAL = ".checkpoint-{}.partial"
 def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """Return the newest complete checkpoint of a run, or None where it has none.
 
-    A checkpoint counts when it holds its marker, which is written last, and every file in the size that the marker
-    records. An incomplete one, as a full disk or an interrupted copy leaves it, is skipped with a warning; so is one
-    of the weights alone (`save_only_model`), from which a run cannot be continued.
+    A checkpoint is complete if it has its marker, which is written last, and every file has the size that the marker
+    records. An incomplete checkpoint, for example after a full disk or an interrupted copy, is skipped with a warning.
+    So is a checkpoint of the weights alone (`save_only_model`), from which a run cannot be resumed.
     """
     for checkpoint in reversed(sort_checkpoints(str(output_dir))):
         if is_complete(checkpoint):
@@ -34,10 +34,10 @@ def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
 
 
 def is_complete(checkpoint: str | os.PathLike) -> bool:
-    """Return whether a run can be continued from a checkpoint.
+    """Return whether a run can be resumed from a checkpoint.
 
-    It can from one with its marker, every file that the marker names, in the recorded size, and the states of the
-    random number generators, which only a checkpoint of the weights alone lacks.
+    This requires the marker, every file that the marker names in the recorded size, and the states of the random
+    number generators, which a checkpoint of the weights alone lacks.
     """
     try:
         sizes = json.loads((Path(checkpoint) / CHECKPOINT_MARKER).read_text(encoding="utf-8"))["files"]
@@ -72,9 +72,10 @@ def remove_partial_checkpoints(output_dir: str | os.PathLike) -> None:
 
 
 def save_in_bfloat16(model: PreTrainedModel, folder: str | Path) -> None:
-    """Save with weights in bfloat16 and the dtype kept in the config: half the bytes, full precision on loading.
+    """Save a model with weights in bfloat16, at half the size of float32.
 
-    What is stored in 8 bits stays so.
+    The config keeps the dtype of the model, so that the weights are converted back on loading. Weights that are stored
+    in 8 bits are saved in 8 bits.
     """
     state = {
         name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor

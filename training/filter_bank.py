@@ -1,4 +1,4 @@
-"""How convolutions on waveforms begin their training."""
+"""Initialization of convolutions on waveforms."""
 
 import math
 
@@ -13,14 +13,14 @@ _PHASES = 4
 
 @torch.no_grad()
 def initialize_filter_bank(convolution: nn.Conv1d, sampling_rate: int) -> None:
-    """Let a first convolution on a waveform begin as windowed cosines in four phases, spaced evenly on the mel scale.
+    """Initialize the first convolution on a waveform as windowed cosines in four phases, evenly spaced in mel.
 
-    With random weights the first thousand steps go into finding such filters. They are trained like all others. A
-    kernel of less than 10 ms has no room for them and stays as it is.
+    Randomly initialized weights need about a thousand training steps to learn such filters. The filters are trained
+    like all other weights. A kernel shorter than 10 ms is left unchanged, because the filters do not fit into it.
 
     Args:
-        convolution: weight of shape `(filters, 1, kernel)`, changed in place.
-        sampling_rate (`int`): of the waveform, in Hz.
+        convolution (`nn.Conv1d`): weight of shape `(filters, 1, kernel)`, changed in place.
+        sampling_rate (`int`): sampling rate of the waveform, in Hz.
     """
     num_filters, _, kernel_size = convolution.weight.shape
     if kernel_size < MIN_SECONDS * sampling_rate:

@@ -1,13 +1,13 @@
-"""The base of the trainers of language models, in one process or in many."""
+"""Base class of the trainers of language models, for one process or several."""
 
 from .checkpoints import own_class
 from .resumable_trainer import ResumableTrainer
 
 
 class LanguageModelTrainer(ResumableTrainer):
-    """A [`ResumableTrainer`] that saves a model with its own code.
+    """A [`ResumableTrainer`] whose saved model folders include the modeling code.
 
-    transformers would save a model that is sharded by FSDP2 with torch's code in place of its own.
+    For a model that is sharded by FSDP2, transformers would save torch's wrapper code in its place.
     """
 
     def _save(self, output_dir=None, state_dict=None):

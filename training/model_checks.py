@@ -1,4 +1,4 @@
-"""What must hold between a student and its teacher before they are compared: refused at construction, not later."""
+"""Checks of a student and its teacher, run at construction of the trainer so that errors appear before training."""
 
 import math
 
@@ -8,19 +8,19 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..processing_tinywave import ID_LAYOUT_FIELDS
 from .arguments import DistillationArguments
 
-# Two models share their vocabulary only if every one of these that both configs have is equal: what an id means, but
-# not how much context there is, how fast the streams are, or what rows are padded with.
+# Two models share a vocabulary only if each of these fields that both configs have is equal. The fields define the
+# meaning of ids; context length, stream rates and the padding id may differ.
 _ID_LAYOUT_FIELDS = tuple(
     name
     for name in ID_LAYOUT_FIELDS
     if not name.endswith("_rate") and name not in ("pad_token_id", "max_position_embeddings")
 )
-# Settings of other architectures that change logits after the LM head, which the chunked losses read directly.
+# Settings of other architectures that transform logits after the LM head; the chunked losses would ignore them.
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 def check_id_layouts(student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
-    """Raise `ValueError` naming both values where one id means different things to the two models."""
+    """Raise `ValueError` with both values if student and teacher assign different meanings to the same ids."""
     for name in _ID_LAYOUT_FIELDS:
         values = [getattr(config, name, None) for config in (student, teacher)]
         if None not in values and values[0] != values[1]:
@@ -31,7 +31,7 @@ def check_id_layouts(student: PreTrainedConfig, teacher: PreTrainedConfig) -> No
 
 
 def check_trainable(student: PreTrainedModel) -> None:
-    """Raise `ValueError` for a student whose blocks cannot be read while it trains."""
+    """Raise `ValueError` for a student whose activations cannot be recorded during training."""
     if hasattr(student, "_orig_mod") or getattr(student, "_compiled_call_impl", None) is not None:
         raise ValueError(
             "The student was compiled with torch.compile, which does not support the taps distillation reads; pass "
@@ -47,7 +47,7 @@ def check_trainable(student: PreTrainedModel) -> None:
 
 
 def check_head(model: PreTrainedModel) -> None:
-    """Raise `ValueError` for a model whose logits are more than hidden states times one matrix."""
+    """Raise `ValueError` for a model whose logits are not just the product of hidden states and one matrix."""
     head = model.get_output_embeddings()
     transforms = [name for name in _LOGIT_TRANSFORMS if getattr(model.config, name, None) not in (None, 1, 1.0)]
     if type(head) is not nn.Linear or head.bias is not None or transforms:
@@ -58,7 +58,7 @@ def check_head(model: PreTrainedModel) -> None:
 
 
 def check_not_empty(**datasets) -> None:
-    """Raise `ValueError` naming a data set that has no examples; `None` and data sets without a length pass."""
+    """Raise `ValueError` for a data set without examples; `None` and data sets without a length are accepted."""
     for name, dataset in datasets.items():
         if hasattr(dataset, "__len__") and len(dataset) == 0:
             raise ValueError(f"`{name}` is empty: there is nothing to distil on. Check the folder it was read from.")
@@ -67,11 +67,13 @@ def check_not_empty(**datasets) -> None:
 def resolve_relation_heads(
     student: PreTrainedConfig, teacher: PreTrainedConfig, arguments: DistillationArguments
 ) -> tuple[int, int] | None:
-    """Numbers of relation heads of queries and of keys; `None` where attention rows are compared head to head.
+    """Return the numbers of relation heads of queries and of keys, or `None` if attention rows are compared.
+
+    Attention rows are compared head to head, without relation heads.
 
     Raises:
-        ValueError: when rows are asked of models with other head counts, or a number of relation heads does not
-            divide the joined queries or keys of both.
+        ValueError: if attention rows are requested for models with different head counts, or the number of relation
+            heads does not divide the concatenated queries or keys of both models.
     """
     heads = [
         (config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads)

@@ -1,8 +1,8 @@
-"""Trains the parallel heads of a language model by distillation; the model itself stays as it is.
+"""Train the parallel heads of a language model by distillation, with the rest of the model frozen.
 
-Head k is pulled towards what the teacher says about the token k positions after the next one, knowing all tokens
-before it (the head knows the student's state and the tokens since), and towards that token itself. So the loss is the
-one of distillation on logits (Hinton et al. 2015, arXiv 1503.02531), once for each head.
+Head k predicts the token k positions after the next one. Its targets are that token and the teacher's distribution
+over it; the teacher is given all preceding tokens, the head the student's hidden state and the tokens since. The loss
+of each head is that of logit distillation (Hinton et al. 2015, arXiv 1503.02531).
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +25,11 @@ from .model_checks import check_head, check_id_layouts, check_not_empty
 
 @dataclass
 class ParallelHeadsArguments(TrainingArguments):
-    """Training arguments of parallel heads. Raises `ValueError` for weights that leave nothing to learn."""
+    """Training arguments of parallel heads: those of [`~transformers.TrainingArguments`] and the loss settings.
+
+    Raises:
+        ValueError: if a weight is negative, both weights are 0, or the temperature is not positive.
+    """
 
     cross_entropy_weight: float = field(
         default=0.5, metadata={"help": "Weight of the cross-entropy on the data, in nats per token."}
@@ -46,19 +50,22 @@ class ParallelHeadsArguments(TrainingArguments):
 
 
 class ParallelHeadsTrainer(LanguageModelTrainer):
-    """`Trainer` of the parallel heads alone: the rest of the model stays frozen.
+    """`Trainer` of the parallel heads; the rest of the model is frozen.
 
     The loss is the mean over heads of `cross_entropy_weight * CE + logits_weight * temperature^2 * KL`, each a sum
-    over tokens divided by the supervised tokens of the optimizer step. With each log come `head_<k>_loss`, in
+    over tokens divided by the supervised tokens of the optimizer step. Each log also contains `head_<k>_loss`, or in
     evaluation `eval_head_<k>_loss`, of the last batch.
 
     Args:
-        model ([`TinyWaveForCausalLM`]): in floating point, with `config.num_parallel_heads` heads.
-        teacher_model ([`TinyWaveForCausalLM`]): frozen. The student itself teaches heads what it would say itself.
-        args ([`ParallelHeadsArguments`]): weights, temperature and everything of `TrainingArguments`.
-        trainer_arguments: the remaining arguments of [`~transformers.Trainer`].
+        model ([`TinyWaveForCausalLM`]): the model, in floating point, with `config.num_parallel_heads` heads.
+        teacher_model ([`TinyWaveForCausalLM`]): the teacher, which is frozen. It may be the model itself
+            (self-distillation).
+        args ([`ParallelHeadsArguments`]): loss settings and the fields of `TrainingArguments`.
+        trainer_arguments: further arguments of [`~transformers.Trainer`].
 
-    Raises `ValueError` for a model without heads, for two models of other id layouts, and for an empty data set.
+    Raises:
+        ValueError: if the model has no parallel heads, the two models have different id layouts, or a data set is
+            empty.
     """
 
     # The loss is divided by the tokens of the whole step already.
@@ -67,7 +74,7 @@ class ParallelHeadsTrainer(LanguageModelTrainer):
     def __init__(self, model, teacher_model, args: ParallelHeadsArguments, **trainer_arguments):
         if not model.config.num_parallel_heads:
             raise ValueError(
-                "Found a model without parallel heads; load it with num_parallel_heads=4, for instance: "
+                "Found a model without parallel heads; load it with, for example, num_parallel_heads=4: "
                 "TinyWaveForCausalLM.from_pretrained(folder, num_parallel_heads=4)."
             )
         check_head(model), check_head(teacher_model)
@@ -96,7 +103,7 @@ class ParallelHeadsTrainer(LanguageModelTrainer):
         return (loss, {}) if return_outputs else loss
 
     def _losses(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The sums of the heads' losses over their tokens, of shape `(heads,)`."""
+        """Return the loss of each head, summed over its tokens, of shape `(heads,)`."""
         student, labels = self.accelerator.unwrap_model(self.model), inputs["labels"]
         with self.accelerator.autocast():
             with torch.no_grad():
@@ -106,7 +113,7 @@ class ParallelHeadsTrainer(LanguageModelTrainer):
             return torch.stack([self._loss_of(k, state, taught, labels) for k, state in enumerate(states, start=1)])
 
     def _loss_of(self, distance: int, states, taught, labels) -> torch.Tensor:
-        """The loss of head `distance`: states `(B, T - distance, d)` against what the teacher says at t + distance."""
+        """Return the loss of head `distance`: states `(B, T - distance, d)` against the teacher at t + distance."""
         targets = labels[:, distance + 1 :]
         rows = targets != IGNORED_LABEL
         teacher_logits = HeadLogits(taught[:, distance:-1][rows], self.teacher.get_output_embeddings().weight)
@@ -125,7 +132,7 @@ class ParallelHeadsTrainer(LanguageModelTrainer):
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
     def log(self, logs, start_time=None):
-        """Add the loss of each head on the last batch of the kind that is logged."""
+        """Add the loss of each head on the last training or evaluation batch to the logs."""
         for name, loss in self._head_losses.items():
             if f"{'eval_' if name.startswith('eval_') else ''}loss" in logs:
                 logs[name] = loss.item()
@@ -140,9 +147,13 @@ def train_parallel_heads(
     *,
     tokenizer: PreTrainedTokenizerFast,
 ) -> ParallelHeadsTrainer:
-    """Train a model's heads and save all of it, a complete repository, in `arguments.output_dir`.
+    """Train the parallel heads of a model and save the complete model repository in `arguments.output_dir`.
 
-    A run that was interrupted continues from its last checkpoint.
+    If `arguments.output_dir` holds a checkpoint of an interrupted run, training resumes from it. The arguments are
+    those of [`ParallelHeadsTrainer`], and `tokenizer`, which is saved next to the weights.
+
+    Returns:
+        [`ParallelHeadsTrainer`].
     """
     trainer = ParallelHeadsTrainer(
         model,

@@ -1,4 +1,4 @@
-"""Distillation from a teacher that tells the probabilities of some ids and only the sum of the others.
+"""Distillation from a teacher distribution of which only some probabilities and the sum of the others are known.
 
 Shapes: n tokens, k known ids, V vocabulary. tau is the temperature that both distributions are softened with.
 """
@@ -9,7 +9,7 @@ import torch
 
 
 class KnownProbabilities(NamedTuple):
-    """What is known of `softmax(teacher logits / tau)`.
+    """The known part of the teacher distribution `softmax(teacher logits / tau)`.
 
     Attributes:
         ids (`torch.LongTensor` of shape `(n, k)`): the known ids, different in each row.
@@ -23,25 +23,29 @@ class KnownProbabilities(NamedTuple):
 
 
 def known_probabilities(teacher_logits: torch.Tensor, ids: torch.Tensor, temperature: float) -> KnownProbabilities:
-    """Keep some ids of a teacher's distribution.
+    """Return the probabilities of some ids under a teacher, and the sum of the others.
 
     Args:
-        teacher_logits (`torch.Tensor` of shape `(n, V)`).
-        ids (`torch.LongTensor` of shape `(n, k)`): what is kept, for example the indices of `topk`; k < V.
+        teacher_logits (`torch.Tensor` of shape `(n, V)`): logits of the teacher.
+        ids (`torch.LongTensor` of shape `(n, k)`): ids to keep, for example the indices of `topk`; k < V.
         temperature (`float`): tau.
+
+    Returns:
+        [`KnownProbabilities`].
     """
     scores = teacher_logits / temperature
     log_total = scores.logsumexp(-1)
-    # From the logits of the tail itself: 1 - sum(p) would be rounding error wherever the teacher is sure.
+    # Computed from the logits of the tail: 1 - sum(p) would be a rounding error if the teacher is confident.
     log_tail = _without(scores, ids).logsumexp(-1) - log_total
     return KnownProbabilities(ids, scores.gather(1, ids) - log_total[:, None], log_tail)
 
 
 def partial_kl(student_logits: torch.Tensor, known: KnownProbabilities, temperature: float) -> torch.Tensor:
-    """`tau^2 * (sum_k p_k log(p_k / q_k) + p_tail log(p_tail / q_tail))`: forward KL over the known ids and the tail.
+    """Compute the forward KL over the known ids and the tail, times `tau^2`.
 
-    p is the teacher's softened distribution and q the student's. Joining outcomes never makes a divergence larger, so
-    this is at most the KL over the whole vocabulary; what is missing is `tau^2 * p_tail * KL` inside the tail.
+    The loss is `tau^2 * (sum_k p_k log(p_k / q_k) + p_tail log(p_tail / q_tail))`, where p is the teacher's softened
+    distribution and q the student's. Merging outcomes never increases a divergence, so the loss is at most the KL over
+    the whole vocabulary. The difference is `tau^2 * p_tail * KL`, with the KL inside the tail.
 
     Args:
         student_logits (`torch.Tensor` of shape `(n, V)`): receives the gradient.
@@ -60,15 +64,16 @@ def partial_kl(student_logits: torch.Tensor, known: KnownProbabilities, temperat
 
 
 def completed_logits(student_logits: torch.Tensor, known: KnownProbabilities, temperature: float) -> torch.Tensor:
-    """Teacher logits whose tail is spread as the student spreads its own.
+    """Return teacher logits in which the tail probability is distributed as in the student's own tail.
 
-    Softened with the same temperature, every divergence from them and its gradient with respect to the student are
-    those of the known ids and the tail as one outcome: inside the tail both models agree. The forward KL is
-    [`partial_kl`].
+    Inside the tail both models then agree. At the same temperature, every divergence between these logits and the
+    student's, and its gradient with respect to the student, is therefore that of the known ids and the tail as a
+    single outcome. The forward KL is [`partial_kl`].
 
     Args:
-        student_logits (`torch.Tensor` of shape `(n, V)`): not changed.
-        known ([`KnownProbabilities`]), temperature (`float`): of the teacher.
+        student_logits (`torch.Tensor` of shape `(n, V)`): logits of the student; not changed.
+        known ([`KnownProbabilities`]): known part of the teacher's distribution.
+        temperature (`float`): tau.
 
     Returns:
         `torch.Tensor` of shape `(n, V)`.

@@ -23,10 +23,20 @@ def train_language_model(
     tokenizer: PreTrainedTokenizerFast,
     eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
 ) -> Trainer:
-    """Trains with plain cross-entropy (nats per id) and saves a complete model repository in `arguments.output_dir`.
+    """Train a language model with cross-entropy (nats per id), and save a complete model repository.
 
-    A configuration in place of a model starts from random weights drawn with `arguments.seed`. A run that was
-    interrupted continues from its last checkpoint. Returns the trainer, whose `state.log_history` holds the losses.
+    If `arguments.output_dir` holds a checkpoint of an interrupted run, training resumes from it.
+
+    Args:
+        model ([`TinyWaveForCausalLM`] or [`TinyWaveConfig`]): the model to train, or a config, whose model is
+            initialized with random weights drawn with `arguments.seed`.
+        train_dataset (`torch.utils.data.Dataset`): training data.
+        arguments ([`~transformers.TrainingArguments`]): `output_dir` receives the checkpoints and the repository.
+        tokenizer ([`~transformers.PreTrainedTokenizerFast`]): tokenizer to save next to the weights.
+        eval_dataset (*optional*): evaluation data set, or several by name.
+
+    Returns:
+        [`~transformers.Trainer`]: the trainer, whose `state.log_history` holds the losses.
     """
     if isinstance(model, TinyWaveConfig):
         set_seed(arguments.seed)
@@ -46,21 +56,23 @@ def train_language_model(
 
 @torch.no_grad()
 def add_streams(model: TinyWaveForCausalLM, config: TinyWaveConfig) -> None:
-    """Gives a model the pitch and style tokens of another id layout; everything it knows stays.
+    """Add the pitch and style tokens of another id layout to a model, without changing its existing weights.
 
-    The rows of the new ids in the embedding and in the head begin as the mean of the unit rows: until they are
-    trained, they are as likely as an average unit.
+    The rows of the new ids in the embedding and in the LM head are initialized with the mean of the unit rows, so that
+    before training they are as likely as an average unit.
 
     Args:
-        model: changed in place.
-        config: of the wanted layout; text, markers and units must have the ids that they have in the model.
+        model ([`TinyWaveForCausalLM`]): the model, changed in place.
+        config ([`TinyWaveConfig`]): config with the new layout; text, markers and units must have the same ids as in
+            the model.
 
-    Raises `ValueError` where a text, marker or unit id would change its meaning.
+    Raises:
+        ValueError: if a text, marker or unit id would change its meaning.
     """
     for name in ("text_offset", "text_vocab_size", "text_marker_id", "speech_marker_id", "unit_offset", "num_units"):
         if getattr(config, name) != getattr(model.config, name):
             raise ValueError(
-                f"{name} is {getattr(model.config, name)} in the model and {getattr(config, name)} in the new layout; "
+                f"`{name}` is {getattr(model.config, name)} in the model, {getattr(config, name)} in the new layout; "
                 "text, markers and units must keep their ids"
             )
     model.resize_token_embeddings(config.vocab_size, mean_resizing=False)

@@ -1,4 +1,7 @@
-"""Linear maps from the student's width to its teacher's, one per aligned block: trained, resumed, never exported."""
+"""Linear projectors from the student's width to the teacher's, one per aligned block.
+
+They are trained and stored in checkpoints, but never part of the exported model.
+"""
 
 import os
 
@@ -14,16 +17,17 @@ PROJECTORS_FILE = "distill_projectors.safetensors"
 
 
 def add_projectors(student: PreTrainedModel, teacher_width: int, blocks: tuple[int, ...], seed: int) -> None:
-    """Register one linear map per aligned student block, kept out of the student's saved weights.
+    """Register one linear projector per aligned student block, excluded from the student's saved weights.
 
-    As a submodule of the student they are optimised, clipped, synchronised and zeroed with it: the training loop of
-    transformers reads `model.parameters()`. They start at `N(0, 1 / width)`, which keeps the length of a vector.
+    The projectors are a submodule of the student, because the training loop of transformers optimizes, clips,
+    synchronizes and zeroes the gradients of `model.parameters()`. The initial values are drawn from `N(0, 1 / width)`,
+    which preserves the expected norm of a vector.
 
     Args:
-        student ([`~transformers.PreTrainedModel`]): changed in place.
-        teacher_width (`int`): the teacher's hidden size.
+        student ([`~transformers.PreTrainedModel`]): the student, changed in place.
+        teacher_width (`int`): hidden size of the teacher.
         blocks (`tuple[int, ...]`): student blocks whose outputs are compared.
-        seed (`int`): of the initial values.
+        seed (`int`): seed of the initial values.
     """
     width = student.config.hidden_size
     generator = torch.Generator().manual_seed(seed)
@@ -58,11 +62,11 @@ def save_projectors(student: PreTrainedModel, folder: str, state_dict: dict[str,
 
 
 def load_projectors(student: PreTrainedModel, folder: str) -> None:
-    """Read the projectors of a checkpoint; nothing happens where the student has none.
+    """Load the projectors of a checkpoint into the student; do nothing if the student has none.
 
     Raises:
-        FileNotFoundError: when the student has projectors and the checkpoint does not.
-        ValueError: for a damaged file, and for projectors of other blocks or widths.
+        FileNotFoundError: if the student has projectors and the checkpoint does not.
+        ValueError: if the file is damaged, or its projectors are of other blocks or widths.
     """
     projectors = getattr(student, PROJECTORS_NAME, None)
     if projectors is None:

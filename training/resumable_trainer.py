@@ -1,4 +1,4 @@
-"""The base of every trainer: no bad step is taken, no incomplete checkpoint counts, no finished run goes on."""
+"""Base class of all trainers: checks of every step, atomic checkpoints, and exact resumption."""
 
 import dataclasses
 import math
@@ -16,30 +16,30 @@ from .callbacks import EpochCallback, LogBeforeSaving
 from .checkpoints import complete_checkpoint, last_checkpoint, partial_checkpoints, remove_partial_checkpoints
 
 _NUM_NAMES_SHOWN = 3
-# Logged numbers that differ between two runs of the same steps: wall times, and means since the last resumption.
+# Suffixes of logged values that differ between two runs of the same steps: wall times, and means since resumption.
 _VARYING_SUFFIXES = ("_runtime", "_per_second")
 _VARYING_NAMES = ("train_loss", "model_flops_utilisation")
 
 
 class ResumableTrainer(Trainer):
-    """A `Trainer` whose runs can be killed at any moment and resumed to the same result.
+    """A `Trainer` whose runs can be killed at any moment and resumed with the same result as an uninterrupted run.
 
-    - Checkpoints are assembled under a hidden name and renamed when they are complete
-      ([`~training.checkpoints.last_checkpoint`] describes what counts).
-    - An optimizer step is taken only with finite gradients, on at least one supervised token. Weights that are not
-      finite are not saved. Gradients that overflow under float16 are left to the gradient scaler, which skips the
+    - Checkpoints are written under a hidden name and renamed when they are complete (see
+      [`~training.checkpoints.last_checkpoint`]).
+    - An optimizer step is taken only with finite gradients and at least one supervised token. Weights that are not
+      finite are not saved. Gradients that overflow in float16 are handled by the gradient scaler, which skips the
       step.
-    - Resuming from the last checkpoint of a run takes no further step.
-    - The training data's `set_epoch` is called at the beginning of every epoch, in every process.
-    - `trainer_state.json` has no wall times and no throughput, and every checkpoint comes with a log, so that it is
-      that of the uninterrupted run, too.
+    - Resuming from the final checkpoint of a finished run takes no further step.
+    - `set_epoch` of the training data set is called at the beginning of every epoch, in every process.
+    - `trainer_state.json` contains no wall times and no throughput, and a log is written with every checkpoint, so
+      that the file is equal to that of an uninterrupted run.
 
     Raises:
-        FloatingPointError: for gradients or weights that are not finite, naming the step and the last checkpoint.
-        ValueError: for an optimizer step without a supervised token.
+        FloatingPointError: if gradients or weights are not finite. The message names the step and the last checkpoint.
+        ValueError: if an optimizer step has no supervised token.
     """
 
-    # While a checkpoint is written: the folder that it is written into.
+    # Folder into which a checkpoint is being written; None otherwise.
     _checkpoint_root: Path | None = None
 
     def __init__(self, *args, **kwargs):
@@ -48,7 +48,7 @@ class ResumableTrainer(Trainer):
         self.add_callback(LogBeforeSaving())
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        """Train as `Trainer.train` does; `resume_from_checkpoint=True` takes the newest complete checkpoint."""
+        """Train like `Trainer.train`; `resume_from_checkpoint=True` selects the newest complete checkpoint."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
@@ -63,7 +63,7 @@ class ResumableTrainer(Trainer):
     # ---- steps ----
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Return the micro-batches of the next step; none where the run had reached its last step before."""
+        """Return the micro-batches of the next step; none if the run has already reached its last step."""
         if self.state.global_step >= self.state.max_steps:
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -154,7 +154,7 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             self._write_state(partial)
             complete_checkpoint(partial, run_folder / name)
-            # By their numbers: the times of files are those of a clock that may have been set back.
+            # Sorted by step number, because file times are wrong if the clock has been set back.
             rotate_checkpoints(str(run_folder), self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if self.args.local_process_index == 0 and partial.is_dir():
@@ -162,7 +162,7 @@ class ResumableTrainer(Trainer):
 
 
 def describe_recovery(num_steps: int, output_dir: str | os.PathLike) -> str:
-    """Return two sentences about what a run that stops before a step leaves behind.
+    """Return two sentences about the state of a run that stops before an optimizer step, for error messages.
 
     Args:
         num_steps (`int`): optimizer steps taken so far.
@@ -180,5 +180,5 @@ def _describe_checkpoint(output_dir: str | os.PathLike) -> str:
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:
-    """The part of a sharded parameter that is on this process."""
+    """Return the shard of a parameter that is on this process."""
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter

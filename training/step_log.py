@@ -1,4 +1,4 @@
-"""What happened since the last log: sums that stay on the device, and how a step that went wrong is described."""
+"""Sums of the loss terms since the last log, kept on the device, and the description of a non-finite step."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ _NUM_TOKENS_SHOWN = 16
 
 
 class StepLog:
-    """Running sums of the terms of training, kept on the device: a value is read back once per optimizer step.
+    """Running sums of the loss terms, kept on the device; a single value is read back per optimizer step.
 
     Attributes:
         num_steps (`int`): optimizer steps since the last summary.
@@ -32,10 +32,10 @@ class StepLog:
         """Add one micro-batch.
 
         Args:
-            inputs (`dict[str, torch.Tensor]`): its tensors, kept until the step is closed.
-            sums (`torch.Tensor` of shape `(terms,)`): sum of each term over its tokens.
-            divisor: supervised tokens of the whole optimizer step.
-            flops_per_token (`float`): FLOPs spent on each of its tokens.
+            inputs (`dict[str, torch.Tensor]`): tensors of the micro-batch, kept until the step is closed.
+            sums (`torch.Tensor` of shape `(terms,)`): sum of each term over the tokens of the micro-batch.
+            divisor: number of supervised tokens of the whole optimizer step.
+            flops_per_token (`float`): FLOPs per token of the micro-batch.
         """
         self.stopwatch.start()
         self._open_step.append((inputs, sums))
@@ -47,7 +47,7 @@ class StepLog:
         self._counts = counts if self._counts is None else self._counts + counts
 
     def close_step(self) -> tuple[int, dict, torch.Tensor] | None:
-        """End an optimizer step; return (number, inputs, sums) of its first micro-batch with a term not finite."""
+        """End an optimizer step; return (number, inputs, sums) of its first micro-batch with a non-finite term."""
         step, self._open_step = self._open_step, []
         self.num_steps += 1
         if bool(torch.stack([sums for _, sums in step]).isfinite().all()):
@@ -57,7 +57,7 @@ class StepLog:
     def measure_gradient_norms(
         self, terms: Iterable[tuple[str, torch.Tensor]], model: nn.Module, num_tokens: torch.Tensor
     ) -> None:
-        """Keep the norm of the gradient of each term on this rank's micro-batch, per supervised token."""
+        """Store the gradient norm of each term on this rank's micro-batch, per supervised token."""
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for name, term in terms:
             gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
@@ -66,11 +66,16 @@ class StepLog:
             self._gradient_norms[f"{name}_gradient_norm"] = norm / num_tokens.clamp(min=1)
 
     def summarize(self, accelerator: Accelerator, peak_tflops: float | None) -> tuple[list[float], dict[str, float]]:
-        """Mean of each term per step over all ranks, and what else is logged; then start over.
+        """Return the mean of each term and the other logged values since the last call, and reset the log.
+
+        Args:
+            accelerator ([`~accelerate.Accelerator`]): reduces values over all ranks.
+            peak_tflops (`float`, *optional*): peak of one device, in TFLOPS.
 
         Returns:
-            The means, and `tokens_per_second` of all ranks (input tokens without padding), `{term}_gradient_norm`
-            (mean over the ranks) where measured, and `model_flops_utilisation` where a device's peak is known.
+            `tuple`: the mean of each term per step over all ranks, and a dict with `tokens_per_second` of all ranks
+            (input tokens without padding), `{term}_gradient_norm` (mean over the ranks) if measured, and
+            `model_flops_utilisation` if `peak_tflops` is given.
         """
         means = (accelerator.reduce(self._means, "sum") / self.num_steps).tolist()
         num_tokens, flops = accelerator.reduce(self._counts, "sum").tolist()
@@ -97,13 +102,13 @@ def describe_non_finite_step(
     micro_batch: int,
     output_dir: str,
 ) -> str:
-    """Say which term of which example is not finite, and what is left to go on from.
+    """Return an error message that names the non-finite term, its example, and the last checkpoint.
 
     Args:
         terms (`dict[str, float]`): sum of each term over the micro-batch.
         inputs (`dict[str, torch.Tensor]`): the micro-batch.
-        sums_of (`Callable`, *optional*): computes the terms of a batch of one row again, to find the example.
-        step, micro_batch (`int`): which optimizer step, counted from 1, and which of its micro-batches, from 0.
+        sums_of (`Callable`, *optional*): recomputes the terms of a batch of one row, to find the example.
+        step, micro_batch (`int`): number of the optimizer step, counted from 1, and of its micro-batch, from 0.
         output_dir (`str`): folder of the run's checkpoints.
     """
     names = [f"{name} ({value})" for name, value in terms.items() if not math.isfinite(value)]

@@ -1,4 +1,4 @@
-"""What a position counts, by the stream its target belongs to: text, units, pitch or style."""
+"""Loss weights and temperatures per position, by the stream of the target: text, units, pitch or style."""
 
 from collections.abc import Mapping
 
@@ -7,23 +7,24 @@ from transformers import PreTrainedConfig
 
 
 class StreamWeighting:
-    """Weights, temperatures and ids to compare, looked up by the target of each position.
+    """Weight, temperature and range of compared ids of each position, looked up by its target.
 
     The streams and their ids are those of `config.stream_ranges()`. Targets outside every stream (BOS, EOS, markers)
     have weight 1, the default temperature and the whole vocabulary.
 
     Args:
-        config ([`~transformers.PreTrainedConfig`]): of the student; a [`TinyWaveConfig`] where streams are named.
-        weights (`Mapping[str, float]`, *optional*): factor on every loss term at the positions of a stream; 1 for
-            streams not named.
-        temperatures (`Mapping[str, float]`, *optional*): temperature of the logits term; the default for streams not
-            named.
-        temperature (`float`, defaults to 2.0): the default temperature.
-        restrict (`bool`, defaults to `False`): whether the logits term compares the ids of the target's stream only.
-        device (`torch.device`, defaults to the CPU): where the targets will be.
+        config ([`~transformers.PreTrainedConfig`]): config of the student. It must be a [`TinyWaveConfig`] if any
+            stream setting is used.
+        weights (`Mapping[str, float]`, *optional*): {stream: factor on every loss term at its positions}; 1 for
+            streams that are not named.
+        temperatures (`Mapping[str, float]`, *optional*): {stream: temperature of the logits term}; `temperature` for
+            streams that are not named.
+        temperature (`float`, defaults to 2.0): default temperature of the logits term.
+        restrict (`bool`, defaults to `False`): whether the logits term compares only the ids of the target's stream.
+        device (`torch.device`, defaults to the CPU): device of the targets.
 
     Raises:
-        ValueError: when the config has no streams, or not one of those that are named.
+        ValueError: if a stream setting is used and the config has no streams, or lacks one that is named.
     """
 
     def __init__(
@@ -55,15 +56,15 @@ class StreamWeighting:
             self._stop_ids = table(size, {name: ids.stop for name, ids in ranges.items()})
 
     def token_weights(self, targets: torch.Tensor) -> torch.Tensor | None:
-        """Factor of each target, in the shape of `targets`; `None` where every one is 1."""
+        """Return the weight of each target, in the shape of `targets`, or `None` if all weights are 1."""
         return None if self._weights is None else _look_up(self._weights, targets)
 
     def temperatures(self, targets: torch.Tensor) -> float | torch.Tensor:
-        """Temperature of each target, in the shape of `targets`, or the one of all."""
+        """Return the temperature of each target, in the shape of `targets`, or a `float` if all are equal."""
         return self._temperature if self._temperatures is None else _look_up(self._temperatures, targets)
 
     def allowed_ids(self, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """First id and one past the last id compared at each target; `None` for the whole vocabulary."""
+        """Return the first id and one past the last id compared at each target; `None` for the whole vocabulary."""
         if self._first_ids is None:
             return None
         return _look_up(self._first_ids, targets), _look_up(self._stop_ids, targets)
@@ -83,7 +84,7 @@ def _stream_ranges(config: PreTrainedConfig, names: set[str]) -> dict[str, range
 
 
 def _table(size: int, default: float, ranges: Mapping[str, range], values: Mapping[str, float]) -> torch.Tensor:
-    """A value for every id of the vocabulary: looked up by target without a read from the device."""
+    """Return a value for every id of the vocabulary, so that the lookup by target needs no read from the device."""
     table = torch.full((size,), default)
     for name, value in values.items():
         table[ranges[name].start : ranges[name].stop] = value
@@ -91,5 +92,5 @@ def _table(size: int, default: float, ranges: Mapping[str, range], values: Mappi
 
 
 def _look_up(table: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    # Ignored labels are negative; their positions count nothing whatever stands there.
+    # Ignored labels are negative; their positions have no effect on the loss, so any value will do.
     return table[targets.clamp(min=0)]

@@ -1,4 +1,4 @@
-"""How fast a run goes: the arithmetic of a model per token, and the time in which it is done."""
+"""Throughput of a training run: FLOPs per token of a model, and wall time."""
 
 import time
 from collections.abc import Iterator
@@ -9,14 +9,15 @@ from transformers import PreTrainedConfig
 
 
 def forward_flops_per_token(config: PreTrainedConfig, length: int) -> int:
-    """FLOPs of one token's forward pass in a row of `length` tokens (PaLM, arXiv 2204.02311, appendix B).
+    """Return the FLOPs of the forward pass per token, in a sequence of `length` tokens.
 
-    Two per weight of every matrix product, LM head included and embedding not, and four per block, head channel and
-    position looked at. The published convention counts all positions of the row, although a causal model needs half.
+    The convention is that of PaLM (arXiv 2204.02311, appendix B): 2 FLOPs per weight of every matrix product, with the
+    LM head and without the embedding, and 4 per block, head channel and attended position. It counts all positions of
+    the sequence, although causal attention needs half of them.
 
     Args:
-        config ([`~transformers.PreTrainedConfig`]): of a model of Llama's layout.
-        length (`int`): T, in tokens.
+        config ([`~transformers.PreTrainedConfig`]): config of a model with Llama's layout.
+        length (`int`): length of the sequence, in tokens.
     """
     width, heads = config.hidden_size, config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or width // heads
@@ -27,25 +28,25 @@ def forward_flops_per_token(config: PreTrainedConfig, length: int) -> int:
 
 
 class Stopwatch:
-    """Seconds of wall time since it was last read, without what was left out on purpose."""
+    """Stopwatch of the wall time since the last reading, without paused intervals."""
 
     def __init__(self):
         self._start = None
 
     def start(self) -> None:
-        """Begin to count, unless that has been done."""
+        """Start the stopwatch, unless it is running."""
         if self._start is None:
             self._start = time.perf_counter()
 
     def read(self) -> float:
-        """Seconds since the start or the last reading; 0 where it was never started."""
+        """Return the seconds since the start or the last reading; 0 if it was never started."""
         now = time.perf_counter()
         start, self._start = self._start, now
         return 0.0 if start is None else now - start
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time spent inside."""
+        """Exclude the time spent in the context."""
         began = time.perf_counter()
         try:
             yield
@@ -55,6 +56,6 @@ class Stopwatch:
 
 
 def num_input_tokens(inputs: dict[str, torch.Tensor]) -> torch.Tensor | int:
-    """Tokens of a batch without padding: on the device where the mask is."""
+    """Return the number of tokens of a batch without padding, on the device of the mask."""
     mask = inputs.get("attention_mask")
     return inputs["input_ids"].numel() if mask is None or mask.dim() != 2 else mask.sum()
