@@ -25,7 +25,7 @@ def draw_decoding(rows: Sequence[Mapping]) -> Figure:
     axes.set_yticks(range(len(measured)), [ENGINE_LABELS[row["engine"]] for row in measured])
     axes.invert_yaxis()
     axes.margins(x=0.14)
-    axes.set_xlabel("tokens a second; behind each bar, the limit of the memory's bandwidth")
+    axes.set_xlabel("tokens per second; behind each bar, the limit of the memory bandwidth")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=_INK)
     axes.spines[["left", "bottom"]].set_color(_FAINT)

@@ -22,7 +22,7 @@ PAGES = (ROOT / "docs" / "performance.md",)
 ENGINE_LABELS = {
     "torch-float32": "PyTorch float32",
     "torch-bfloat16": "PyTorch bfloat16",
-    "torch-int8": "PyTorch, our 8 bits",
+    "torch-int8": "PyTorch, 8 bits",
     "onnx-int8": "ONNX Runtime, 8 bits",
     "onnx-int4": "ONNX Runtime, 4 bits",
     "llama.cpp-q8_0": "llama.cpp Q8_0",
@@ -48,7 +48,7 @@ def to_markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def decode_table(rows: Sequence[Mapping]) -> str:
     """The rows of `benchmarks.decode`."""
-    head = ["engine", "CPU seconds a token", "against transformers bfloat16", "tokens a second"]
+    head = ["engine", "CPU seconds per token", "speed-up over transformers bfloat16", "tokens per second"]
     head += ["share of the bandwidth limit", "peak memory"]
     lines = []
     for row in rows:
@@ -98,7 +98,7 @@ def scoring_table(record: Mapping) -> str:
         ]
         for suite, scores in record["suites"].items()
     ]
-    return to_markdown(["suite", "pairs", "CPU time, one by one / ours", "decisions that differ"], lines)
+    return to_markdown(["suite", "pairs", "CPU time, one at a time / batched", "decisions that differ"], lines)
 
 
 def batched_decoding_table(record: Mapping) -> str:
@@ -108,7 +108,7 @@ def batched_decoding_table(record: Mapping) -> str:
     for way in record[models[0]]:
         rates = [(record[name][way]["tokens_per_cpu_second"], record[name][way]["times_generate"]) for name in models]
         lines.append([way, *(f"{rate:.0f} ({times:.2f}x)" for rate, times in rates)])
-    return to_markdown(["tokens for a CPU second", *models], lines)
+    return to_markdown(["tokens per CPU second", *models], lines)
 
 
 def conversation_turns_table(record: Mapping) -> str:
@@ -120,7 +120,8 @@ def conversation_turns_table(record: Mapping) -> str:
                 milliseconds = [f"{1e3 * turn[way]['cpu']:.0f} ms" for way in ("without_cache", "with_cache")]
                 lines.append([f"{streams}, turn {number}", f"{turn['prompt_tokens']:,}", f"{turn['tokens_read']:,}"])
                 lines[-1] += milliseconds
-    head = ["conversation", "tokens of the prompt", "read with the cache", "first token without", "with the cache"]
+    head = ["conversation", "tokens of the prompt", "computed with the cache"]
+    head += ["first token without the cache", "first token with the cache"]
     return to_markdown(head, lines)
 
 
@@ -136,8 +137,8 @@ def latency_table(record: Mapping) -> str:
         for streams, measured in record.items()
         if isinstance(measured, Mapping)
     ]
-    head = ["streams", "encode the prompt", "first token", "first sound after encoding"]
-    return to_markdown([*head, "seconds of computing for a second of speech"], lines)
+    head = ["streams", "encode the prompt", "first token", "first audio after encoding"]
+    return to_markdown([*head, "seconds of computation per second of speech"], lines)
 
 
 def wrapper_table(record: Sequence[Mapping]) -> str:
@@ -147,7 +148,8 @@ def wrapper_table(record: Sequence[Mapping]) -> str:
         [row["model"], f"{row['loop']['ms_per_token']:.1f} ms", *(f"{row[way]['ratio']:.2f}x" for way in ways)]
         for row in record
     ]
-    return to_markdown(["model", "bare loop, a token", "transformers' `generate`", "ours", "ours, streamed"], lines)
+    head = ["model", "bare loop, per token", "transformers' `generate`", "TinyWave's `generate`", "streamed"]
+    return to_markdown(head, lines)
 
 
 TABLES: dict[str, Callable[..., str]] = {

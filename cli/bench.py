@@ -25,7 +25,7 @@ def add_arguments(parser):
         "--new-tokens", type=NUM_TOKENS, default=NUM_NEW_TOKENS, help="tokens that are timed one by one"
     )
     parser.add_argument("--threads", type=NUM_PROCESSES, help="threads of PyTorch (default: its own choice)")
-    parser.add_argument("--plot", help="SVG file of the tokens a second to write as well")
+    parser.add_argument("--plot", help="SVG file to which the tokens per second are also drawn")
     parser.add_argument("--json", action="store_true", help="print JSON: an object, or of several engines a list")
 
 

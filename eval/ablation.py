@@ -177,7 +177,7 @@ def ablation_to_markdown(ablation: Mapping) -> str:
     suites = list(ablation["summary"][0]["suites"])
     sizes = {suite: scores["n"] for suite, scores in ablation["summary"][0]["suites"].items()}
     head = ["Run", "seeds", *(f"{suite_to_label(suite)} (n = {sizes[suite]})" for suite in suites), "Mean accuracy"]
-    head += [f"from `{ablation['reference']}`, points", "Perplexity"]
+    head += [f"difference from `{ablation['reference']}`, points", "Perplexity"]
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     for line in ablation["summary"]:
         cells = [f"`{line['run']}`", str(line["num_seeds"])]

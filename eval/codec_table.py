@@ -15,13 +15,13 @@ PICTURE = "codec_f0.svg"
 _SPOKEN = {
     ORIGINAL: "recording",
     BASE: "units alone",
-    WITHOUT_PITCH: "all but pitch",
+    WITHOUT_PITCH: "units and style",
     EXPRESSIVE: "units, pitch and style",
 }
 _EQUALITIES = {
-    "batch_1_equals_8": "one by one = in batches of 8 (all tokens)",
+    "batch_1_equals_8": "one at a time = in batches of 8 (all tokens)",
     "streamed_equals_whole": "streamed = whole (units)",
-    "vocoder_streamed_equals_whole": "streamed = whole (what the vocoder predicts)",
+    "vocoder_streamed_equals_whole": "streamed = whole (vocoder predictions)",
     "saved_equals_loaded": "saved = loaded (all tokens)",
     "saved_waveform_equals_loaded": "saved = loaded (waveform)",
 }
@@ -105,7 +105,7 @@ def _encoder_table(report: Mapping) -> str:
     label = f"Unit edit distance between voices (n = {distance[OWN]['n']} pairs)"
     rows.append([label, *(format_number(distance[encoder], 3) for encoder in (OWN, TEACHER))])
     values = [format_number(speed[name], 4) for name in ("speech_encoder", "teacher")]
-    rows.append([f"CPU seconds a second of audio, one thread (median of {speed['speech_encoder']['n']})", *values])
+    rows.append([f"CPU seconds per second of audio, one thread (median of {speed['speech_encoder']['n']})", *values])
     return _table(["Speech encoder", "of the codec", "its teacher"], rows)
 
 
@@ -122,9 +122,9 @@ def _resynthesis_table(report: Mapping) -> str:
         *rows_of("word_error_rate", "Word error rate", (ORIGINAL, BASE, EXPRESSIVE), format_share),
         *rows_of("mean_opinion_score", "DistillMOS (1 to 5)", (ORIGINAL, BASE, EXPRESSIVE), format_number),
         *rows_of("f0_correlation", "F0 correlation", (BASE, WITHOUT_PITCH, EXPRESSIVE), format_number),
-        ["F0 correlation, what the pitch codes decode to",
+        ["F0 correlation, decoded pitch tokens",
          *(format_number(record["pitch_code_correlation"]) for record in sets.values())],
-        *rows_of("style_kept", "Style tokens kept", (BASE, EXPRESSIVE), format_share),
+        *rows_of("style_kept", "Style tokens preserved", (BASE, EXPRESSIVE), format_share),
     ]  # fmt: skip
     return _table(["Recording -> tokens -> recording", *(_set_label(report, name) for name in sets)], rows)
 
@@ -136,7 +136,7 @@ def _style_tables(report: Mapping) -> str:
         if is_measured(accuracy):
             heard = [variant for variant in (BASE, EXPRESSIVE) if variant in accuracy]
             columns = [(ORIGINAL, "window"), (ORIGINAL, "utterance"), *((variant, "window") for variant in heard)]
-            head = [f"Style named rightly, {_set_label(report, name)}"]
+            head = [f"Style accuracy, {_set_label(report, name)}"]
             head += [f"{kind}s, {_SPOKEN[variant]}" for variant, kind in columns]
             styles = accuracy[ORIGINAL]["window"]
             rows = [[f"{style} (n = {styles[style]['n']})",
@@ -152,10 +152,10 @@ def _check_table(report: Mapping) -> str:
     frames = " / ".join(str(golden["frames"].get(name, "-")) for name in golden["expected_frames"])
     expected = " / ".join(map(str, golden["expected_frames"].values()))
     rows.append([f"Unit / pitch / style frames of {golden['num_samples']:,} samples (published: {expected})", frames])
-    rows.append(["Tokens of streams with the published numbers of runs", str(golden["reference_tokens"])])
-    for name, label in (("encode", "into all tokens"), ("decode", "out of tokens")):
-        rows.append([f"CPU seconds a second of audio, {label}, one thread", format_number(speed[name], 4)])
-    return _table(["What must hold, and what it costs", ""], rows)
+    rows.append(["Tokens of streams with the published run counts", str(golden["reference_tokens"])])
+    for name, label in (("encode", "encoding to all tokens"), ("decode", "decoding from tokens")):
+        rows.append([f"CPU seconds per second of audio, {label}, one thread", format_number(speed[name], 4)])
+    return _table(["Consistency checks and cost", ""], rows)
 
 
 def _size_table(report: Mapping) -> str:

@@ -107,8 +107,10 @@ def report_to_rows(report: dict) -> list[Row]:
     rows.append(Row("Mean accuracy", tuple(format_percent(means[model]) for model in MODELS)))
     rows.append(Row("Held-out perplexity", tuple(f"{report['perplexity'][model]:.3f}" for model in MODELS)))
     baseline = retention.get("no_distillation", {})
-    for label, key in (("Accuracy kept, raw", "raw_mean"), ("Accuracy kept, above chance", "above_chance_mean")):
-        rows.append(Row(label, ("", format_retention(retention, key), format_retention(baseline, key))))
+    for label, key in (("raw", "raw_mean"), ("above chance", "above_chance_mean")):
+        rows.append(
+            Row(f"Retained accuracy, {label}", ("", format_retention(retention, key), format_retention(baseline, key)))
+        )
     return rows
 
 
@@ -154,9 +156,9 @@ def prosody_to_rows(report: dict) -> list[Row]:
         return []
     rows = []
     for style in records[0]["style"]:
-        for label, key in (("after its own prompts", "own_share"), ("after other prompts", "share_after_others")):
+        for label, key in ((style, "own_share"), ("other", "share_after_others")):
             values = tuple(format_measurement(record["style"][style][key], 100, " %") for record in records)
-            rows.append(Row(f"{suite_to_label(style)} style tokens {label}", values))
+            rows.append(Row(f"{suite_to_label(style)} style tokens after {label} prompts", values))
     for pair in records[0]["mean_f0_difference"]:
         first, second = pair.split("-")
         values = tuple(format_measurement(record["mean_f0_difference"][pair], 1, " Hz") for record in records)
@@ -180,20 +182,20 @@ def format_measurement(measurement: dict | None, factor: float, unit: str) -> st
 
 
 def report_to_markdown(report: dict) -> str:
-    """Return the results as Markdown tables: the models, and where they were measured the prosody that goes on, and
-    what is left of speech after a trip through the units."""
+    """Return the results as Markdown tables: the models and, where they were measured, the continuation of prosody and
+    the word error rate after resynthesis."""
     lines = ["| | " + " | ".join(MODELS.values()) + " |", "|---|" + "---:|" * len(MODELS)]
     lines.extend(
         f"| {escape_markdown(row.label)} | " + " | ".join(row.values) + " |" for row in report_to_rows(report)
     )
     prosody = prosody_to_rows(report)
     if prosody:
-        lines.extend(["", "| prosody of a prompt continued | " + " | ".join(MODELS.values()) + " |"])
+        lines.extend(["", "| prosody continuation | " + " | ".join(MODELS.values()) + " |"])
         lines.append("|---|" + "---:|" * len(MODELS))
         lines.extend(f"| {escape_markdown(row.label)} | " + " | ".join(row.values) + " |" for row in prosody)
     resynthesis = resynthesis_to_rows(report)
     if resynthesis:
-        lines.extend(["", "| word error rate | recording | units and back |", "|---|---:|---:|"])
+        lines.extend(["", "| word error rate | recording | resynthesis |", "|---|---:|---:|"])
         lines.extend(f"| {escape_markdown(row.label)} | " + " | ".join(row.values) + " |" for row in resynthesis)
     return "\n".join(lines)
 

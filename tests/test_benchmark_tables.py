@@ -16,7 +16,7 @@ def test_a_row_of_decoding_holds_its_numbers():
     row = {"engine": "torch-int8", "cpu_seconds_per_token": 0.1319, "vs_transformers_bf16": 3.46}
     row |= {"tokens_per_second": 6.54, "efficiency": 0.851, "peak_mb": 3312.0}
     table = cells(decode_table([row, {"engine": "onnx-int4", "not_measured": "no memory"}]))
-    assert table[2] == ["PyTorch, our 8 bits", "0.132", "3.5x", "6.5", "85 %", "3.3 GB"]
+    assert table[2] == ["PyTorch, 8 bits", "0.132", "3.5x", "6.5", "85 %", "3.3 GB"]
     assert table[3][:2] == ["ONNX Runtime, 4 bits", "not measured"] and len(table) == 4
 
 

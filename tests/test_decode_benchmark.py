@@ -142,8 +142,8 @@ def test_several_engines_are_compared_in_a_table_and_a_picture(tmp_path, capsys,
     assert row["num_threads"] == 1
     assert main(["bench", "--model", "nano-student", *engines, *lengths, "--plot", str(picture)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["PyTorch float32", "PyTorch, our 8 bits"]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["PyTorch float32", "PyTorch, 8 bits"]
     written = re.findall(r"<text[^>]*>([^<]*)</text>", picture.read_text(encoding="utf-8"))
-    assert {"PyTorch float32", "PyTorch, our 8 bits"} <= set(written)
+    assert {"PyTorch float32", "PyTorch, 8 bits"} <= set(written)
     rates = [line.split("|")[4].strip() for line in lines[2:]]
     assert re.findall(r"([\d.]+) of [\d.]+", " ".join(written)) == rates

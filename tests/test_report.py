@@ -236,7 +236,7 @@ def test_rows_hold_size_suites_mean_perplexity_and_retention(report):
     assert rows["Lexical (n = 240)"][1] == "78.0 % [72.0, 83.0]"
     assert rows["Mean accuracy"] == ("75.0 %", "73.0 %", "65.0 %")
     assert rows["Held-out perplexity"] == ("2.000", "2.100", "2.400")
-    assert rows["Accuracy kept, above chance"] == ("", "92.0 %", "")
+    assert rows["Retained accuracy, above chance"] == ("", "92.0 %", "")
 
 
 def test_prosody_is_shown_where_it_was_measured(report, tmp_path):
@@ -248,7 +248,7 @@ def test_prosody_is_shown_where_it_was_measured(report, tmp_path):
     report["prosody"] = dict.fromkeys(MODELS, measure_prosody(continuations))
     report["prosody"]["student"] = measure_prosody([*continuations[:1], StyledContinuation("b", "sad", (), None)])
     rows = {row.label: row.values for row in prosody_to_rows(report)}
-    assert rows["Happy style tokens after its own prompts"] == ("66.7 % [66.7, 66.7]",) * 3
+    assert rows["Happy style tokens after happy prompts"] == ("66.7 % [66.7, 66.7]",) * 3
     assert rows["Happy style tokens after other prompts"][:2] == ("0.0 % [0.0, 0.0]", "undefined")
     assert rows["F0 after happy minus after sad prompts"][::2] == ("50.0 Hz [50.0, 50.0]",) * 2
     line = "| F0 after happy minus after sad prompts | 50.0 Hz [50.0, 50.0] | undefined |"

@@ -6,19 +6,19 @@ import evaluate
 from tinywave.eval import generation_metrics, metric_inputs
 
 _DESCRIPTION = """\
-Continuations of a speech language model are spoken and transcribed; this is measured on the transcripts. Perplexity
-is exp(mean over transcripts of the mean negative log-likelihood) under a causal language model of text, the judge.
-Auto-BLEU-2 is the geometric mean of the shares of words and of word pairs that a transcript says again, averaged over
-transcripts. Low perplexity with high auto-BLEU is babble.
+The continuations of a speech language model are synthesized and transcribed, and the transcripts are measured.
+Perplexity is exp(mean over transcripts of the mean negative log-likelihood) under a causal text language model, the
+judge. Auto-BLEU-2 is the geometric mean of the shares of words and of word pairs that are repeated within a
+transcript, averaged over transcripts. Low perplexity with high auto-BLEU indicates repetitive text.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (list of `str`): transcripts as heard.
-    model (*optional*): the judge: a causal language model of text, its folder, or a GGUF file. Without it the
-        perplexity is not measured.
-    tokenizer (*optional*): of a judge that is given as a model.
-    batch_size (`int`, defaults to 8): texts a forward pass; it does not change the numbers.
+    predictions (list of `str`): transcripts of the continuations.
+    model (*optional*): the judge: a causal text language model, its folder, or a GGUF file. Without it the perplexity
+        is not measured.
+    tokenizer (*optional*): of the judge, if it is passed as a model.
+    batch_size (`int`, defaults to 8): texts per forward pass; it does not change the numbers.
     seed (`int`, defaults to 0): of the bootstrap.
 
 Returns:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tinywave.eval.metric_page import score_page
 
-TITLE = "Normalised perplexity of speech"
+TITLE = "Normalized perplexity of speech"
 page = score_page(Path(__file__).resolve().parent, "normalized_perplexity", TITLE, normalised=False)
 
 if __name__ == "__main__":

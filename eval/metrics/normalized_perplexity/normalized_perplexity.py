@@ -1,28 +1,29 @@
-"""Normalised perplexity of speech as a metric of `evaluate`; what it computes is in `tinywave.eval`."""
+"""Normalized perplexity of speech as a metric of `evaluate`; what it computes is in `tinywave.eval`."""
 
 import evaluate
 
 from tinywave.eval import metric_inputs
 
 _DESCRIPTION = """\
-Perplexity of held-out speech. Three numbers, because papers mean different ones: "token_weighted" is exp(sum NLL /
-sum N), "utterance_mean" the mean over utterances of exp(NLL / N), and "bits_per_second" sum NLL / ln 2 / seconds of
-audio, which compares models of different tokenizers. Speech is a list of raw units (one a frame, repeats kept) or,
-for a model that reads pitch and style as well, a dict of the lists "units", "pitch" and "style".
+Perplexity of held-out speech. It has three values, because papers use different definitions: "token_weighted" is
+exp(sum NLL / sum N), "utterance_mean" the mean over utterances of exp(NLL / N), and "bits_per_second" sum NLL / ln 2 /
+seconds of audio, which can be compared between models with different tokenizers. Speech is a list of raw units (one
+per frame, with repeats) or, for a model with pitch and style streams, a dict of the lists "units", "pitch" and
+"style".
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     id (list of `str`): of the utterance, unique.
     speech (list): the utterances.
-    sum, count, seconds (lists of numbers): in the configuration "scores", in place of speech: the summed log-
-        likelihood of an utterance in nats, how many tokens were scored, and its duration.
+    sum, count, seconds (lists of numbers): in the configuration "scores", in place of speech: the summed
+        log-likelihood of an utterance in nats, the number of scored tokens, and its duration.
     model: a causal language model of speech units, or its folder. Not in "scores".
-    vocabulary (`str`, defaults to "full"): "full" normalises over the model's whole vocabulary, "scored" over the ids
-        of speech alone.
-    batch_size (`int`, defaults to 8): sequences a forward pass; it does not change the numbers.
+    vocabulary (`str`, defaults to "full"): "full" normalizes over the whole vocabulary of the model, "scored" over the
+        speech ids alone.
+    batch_size (`int`, defaults to 8): sequences per forward pass; it does not change the numbers.
     deduplicate (`bool`, defaults to True): merge runs of equal units.
-    sequence_format (*optional*): how units become ids, for models that are not TinyWave's, such as a
+    sequence_format (*optional*): conversion of units to ids, for models other than TinyWave's, such as a
         `tinywave.eval.sequence_formats.UnitSequenceFormat`.
     seed (`int`, defaults to 0): of the bootstrap.
 
@@ -66,7 +67,7 @@ _CITATION = r"""\
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class NormalizedPerplexity(evaluate.Metric):
-    """Normalised perplexity of speech."""
+    """Normalized perplexity of speech."""
 
     def _info(self):
         return evaluate.MetricInfo(

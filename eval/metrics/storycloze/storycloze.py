@@ -5,32 +5,34 @@ import evaluate
 from tinywave.eval import metric_inputs
 
 _DESCRIPTION = """\
-StoryCloze: four sentences, and a right and a wrong fifth one. The wrong ending is written for the story ("spoken",
-sStoryCloze) or is that of another story ("topic", tStoryCloze). A story counts 1 where the model finds the right
-ending likelier, 0.5 on a tie and 0 otherwise. Context and endings are speech or text, which gives the directions
-S->S, T->T, S->T and T->S. Speech is a list of raw units (one a frame, repeats kept) or, for a model that reads pitch
-and style as well, a dict of the lists "units", "pitch" and "style".
+StoryCloze: four sentences, and a right and a wrong fifth sentence. The wrong ending is written for the story
+("spoken", sStoryCloze) or taken from another story ("topic", tStoryCloze). A story counts 1 if the model assigns the
+right ending the higher likelihood, 0.5 for a tie and 0 otherwise. Context and endings can be speech or text, which
+gives the directions S->S, T->T, S->T and T->S. Speech is a list of raw units (one per frame, with repeats) or, for a
+model with pitch and style streams, a dict of the lists "units", "pitch" and "style".
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     id (list of `str`): of the story, unique.
-    group (list of `str`): what resampling keeps together, the id where in doubt.
-    context (list): the first four sentences: text or speech. Empty where positive and negative hold the whole item.
+    group (list of `str`): items of one group are resampled together; if in doubt, use the id.
+    context (list): the first four sentences: text or speech. Empty if positive and negative contain the whole item.
     positive, negative (lists): the right and the wrong ending, all text or all speech.
     positive_sum, negative_sum, positive_count, negative_count (lists of numbers): in the configuration "scores", in
-        place of positive and negative: the summed log-likelihood of a half in nats, and how many tokens were scored.
-    scored (`str`, defaults to "item"): "item" scores context and ending, as published; "ending" the ending alone,
-        given the context. The context adds the same to both sums, but dilutes the means.
-    tokenizer (*optional*): of the model; text needs it.
+        place of positive and negative: the summed log-likelihood of each half in nats, and the number of scored
+        tokens.
+    scored (`str`, defaults to "item"): "item" scores context and ending, as published; "ending" scores the ending
+        alone, given the context. The context adds the same value to both sums, but reduces the difference between the
+        means.
+    tokenizer (*optional*): of the model; required for text.
     model: a causal language model of speech units, or its folder. Not in "scores".
-    normalisation (`str`, defaults to "mean"): "mean" or "sum" log-likelihood decides the credit; of speech also
-        "local" and "pmi", which compare the tokens after the halves begin to differ (arXiv 2601.06329).
-    vocabulary (`str`, defaults to "full"): "full" normalises over the model's whole vocabulary, "scored" over the ids
-        of speech alone.
-    batch_size (`int`, defaults to 8): sequences a forward pass; it does not change the numbers.
+    normalisation (`str`, defaults to "mean"): compare the "mean" or "sum" log-likelihood; for speech also "local" and
+        "pmi", which compare the tokens after the first difference between the halves (arXiv 2601.06329).
+    vocabulary (`str`, defaults to "full"): "full" normalizes over the whole vocabulary of the model, "scored" over the
+        speech ids alone.
+    batch_size (`int`, defaults to 8): sequences per forward pass; it does not change the numbers.
     deduplicate (`bool`, defaults to True): merge runs of equal units.
-    sequence_format (*optional*): how units become ids, for models that are not TinyWave's, such as a
+    sequence_format (*optional*): conversion of units to ids, for models other than TinyWave's, such as a
         `tinywave.eval.sequence_formats.UnitSequenceFormat`.
     seed (`int`, defaults to 0): of the bootstrap.
 

@@ -6,9 +6,9 @@ import evaluate
 from tinywave.eval import generation_metrics, metric_inputs
 
 _DESCRIPTION = """\
-STSP: a prompt of known sentiment, spoken or written, is continued, and a classifier names the sentiment of the
+STSP: a prompt of known sentiment, spoken or written, is continued, and a classifier predicts the sentiment of the
 continuation. The accuracy is the share of continuations with the sentiment of their prompt; chance is 1/3. A
-continuation without sentiment (None, or "none") counts as not kept.
+continuation without sentiment (None, or "none") counts as not preserved.
 """
 
 _KWARGS_DESCRIPTION = """

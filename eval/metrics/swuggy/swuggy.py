@@ -5,29 +5,30 @@ import evaluate
 from tinywave.eval import metric_inputs
 
 _DESCRIPTION = """\
-sWUGGY: a spoken word and a pseudo-word of matched phonotactics, in several voices. A pair counts 1 where the model
-finds the word likelier, 0.5 on a tie and 0 otherwise. Voices of an id are averaged first, then ids, as in the
-ZeroSpeech 2021 challenge; "in_vocab" is the mean over the frequency bands other than "oov", weighted by their n.
-Speech is a list of raw units (one a frame, repeats kept) or, for a model that reads pitch and style as well, a dict
-of the lists "units", "pitch" and "style".
+sWUGGY: a spoken word and a pseudo-word of matched phonotactics, in several voices. A pair counts 1 if the model
+assigns the word the higher likelihood, 0.5 for a tie and 0 otherwise. Voices of an id are averaged first, then ids, as
+in the ZeroSpeech 2021 challenge; "in_vocab" is the mean over the frequency bands other than "oov", weighted by their
+n. Speech is a list of raw units (one per frame, with repeats) or, for a model with pitch and style streams, a dict of
+the lists "units", "pitch" and "style".
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     id, voice (lists of `str`): of the pair; no (part, id, voice) twice.
-    group (list of `str`): what resampling keeps together, the id where in doubt.
+    group (list of `str`): items of one group are resampled together; if in doubt, use the id.
     part (list of `str`): frequency band of the word, "oov" for words outside the vocabulary.
     positive, negative (lists): the word and the pseudo-word, as speech.
     positive_sum, negative_sum, positive_count, negative_count (lists of numbers): in the configuration "scores", in
-        place of positive and negative: the summed log-likelihood of a half in nats, and how many tokens were scored.
+        place of positive and negative: the summed log-likelihood of each half in nats, and the number of scored
+        tokens.
     model: a causal language model of speech units, or its folder. Not in "scores".
-    normalisation (`str`, defaults to "mean"): "mean" or "sum" log-likelihood decides the credit; of speech also
-        "local" and "pmi", which compare the tokens after the halves begin to differ (arXiv 2601.06329).
-    vocabulary (`str`, defaults to "full"): "full" normalises over the model's whole vocabulary, "scored" over the ids
-        of speech alone.
-    batch_size (`int`, defaults to 8): sequences a forward pass; it does not change the numbers.
+    normalisation (`str`, defaults to "mean"): compare the "mean" or "sum" log-likelihood; for speech also "local" and
+        "pmi", which compare the tokens after the first difference between the halves (arXiv 2601.06329).
+    vocabulary (`str`, defaults to "full"): "full" normalizes over the whole vocabulary of the model, "scored" over the
+        speech ids alone.
+    batch_size (`int`, defaults to 8): sequences per forward pass; it does not change the numbers.
     deduplicate (`bool`, defaults to True): merge runs of equal units.
-    sequence_format (*optional*): how units become ids, for models that are not TinyWave's, such as a
+    sequence_format (*optional*): conversion of units to ids, for models other than TinyWave's, such as a
         `tinywave.eval.sequence_formats.UnitSequenceFormat`.
     seed (`int`, defaults to 0): of the bootstrap.
 
