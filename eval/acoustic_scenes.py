@@ -38,12 +38,12 @@ def active_level(speech: np.ndarray) -> float:
 
 
 def to_speech_level(speech: np.ndarray) -> np.ndarray:
-    """Scales speech to the active level `SPEECH_LEVEL_DB`."""
+    """Scale speech to the active level `SPEECH_LEVEL_DB`."""
     return np.asarray(speech, np.float64) * (10 ** (SPEECH_LEVEL_DB / 20) / active_level(speech))
 
 
 def scale_to_snr(noise: np.ndarray, speech: np.ndarray, snr_db: float) -> np.ndarray:
-    """Scales noise so that the active level of the speech is `snr_db` dB above the noise's root mean square."""
+    """Scale noise so that the active level of the speech is `snr_db` dB above the noise's root mean square."""
     level = np.sqrt(np.mean(np.asarray(noise, np.float64) ** 2))
     return noise * (active_level(speech) * 10 ** (-snr_db / 20) / level)
 
@@ -69,7 +69,7 @@ def switch(first: np.ndarray, second: np.ndarray, leave: int, enter: int | None 
 
 
 def match_power(noise: np.ndarray, reference: np.ndarray, start: int) -> np.ndarray:
-    """Scales noise so that from the sample `start` on it is as strong as `reference` is from there on.
+    """Scale noise so that from the sample `start` on it is as strong as `reference` is from there on.
 
     A switch of backgrounds then changes the sound and not the loudness, and both halves of a pair have one ratio.
     """
@@ -77,7 +77,7 @@ def match_power(noise: np.ndarray, reference: np.ndarray, start: int) -> np.ndar
 
 
 def limit_pair(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scales both halves by one factor where either exceeds the peak 0.95: what they share stays shared."""
+    """Scale both halves by one factor where either exceeds the peak 0.95: what they share stays shared."""
     gain = PEAK / max(np.abs(positive).max(), np.abs(negative).max(), PEAK)
     return (positive * gain).astype(np.float32), (negative * gain).astype(np.float32)
 

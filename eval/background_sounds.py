@@ -60,7 +60,7 @@ def _slow_noise(rng: np.random.Generator, num_samples: int, period: float) -> np
 
 
 def _place(sound: np.ndarray, events: list[tuple[float, np.ndarray]]) -> np.ndarray:
-    """Adds sounds at their times in seconds; what is beyond the end is cut."""
+    """Add sounds at their times in seconds; what is beyond the end is cut."""
     for start, event in events:
         first = int(start * SAMPLING_RATE)
         piece = event[: max(len(sound) - first, 0)]

@@ -1,4 +1,4 @@
-"""Builds the suites of minimal pairs from the held-out split of the story language, spoken by neural voices.
+"""Build the suites of minimal pairs from the held-out split of the story language, spoken by neural voices.
 
 | suite | positive | negative | group |
 |---|---|---|---|
@@ -185,7 +185,7 @@ def build_suite(
     corpus_folder: str | os.PathLike,
     num_processes: int = 2,
 ) -> Path:
-    """Builds one suite, or returns the existing file when it holds the same suite.
+    """Build one suite, or return the existing file if it holds the same suite.
 
     An interrupted build continues: finished shards of speech are kept.
 
@@ -247,7 +247,7 @@ def _encode_halves(
 
 
 def _join(waveforms: list[np.ndarray]) -> np.ndarray:
-    """Joins documents by the mean pause that stands between the sentences of a document."""
+    """Join documents by the mean pause that stands between the sentences of a document."""
     pause = np.zeros(round(sum(PAUSE_SECONDS) / 2 * SAMPLING_RATE), dtype=np.float32)
     pieces = [piece for waveform in waveforms for piece in (waveform, pause)]
     return np.concatenate(pieces[:-1])

@@ -32,7 +32,7 @@ REFERENCE_RUNS = {"unit": 167, "pitch": 90, "style": 10}
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Lets torch use one thread."""
+    """Let torch use one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -44,7 +44,7 @@ def single_thread() -> Iterator[None]:
 def cpu_real_time_factors(
     actions: Mapping[str, Callable[[], object]], seconds: float, num_runs: int = NUM_SPEED_RUNS
 ) -> dict[str, dict]:
-    """Measures CPU seconds of this process per second of audio, on one thread.
+    """Measure CPU seconds of this process per second of audio, on one thread.
 
     Args:
         actions: each works on the same audio. They take turns, so that what else the machine does slows all alike, and
@@ -70,7 +70,7 @@ def cpu_real_time_factors(
 
 
 def measure_speed(waveforms: Sequence[np.ndarray], codec: SpeechCodec, teacher: SpeechEncoder) -> dict:
-    """Measures the CPU real-time factors of both speech encoders, and of the codec's way in and way out.
+    """Measure the CPU real-time factors of both speech encoders, and of the codec's way in and way out.
 
     Returns:
         {"speech_encoder", "teacher", "encode": all streams, "decode": streams to waveform, "seconds": of audio}.
@@ -87,7 +87,7 @@ def measure_speed(waveforms: Sequence[np.ndarray], codec: SpeechCodec, teacher: 
 
 
 def measure_golden_vector(waveform: np.ndarray, codec: SpeechCodec) -> dict:
-    """Compares lengths with the published test vector: a clip of 146,160 samples.
+    """Compare lengths with the published test vector: a clip of 146,160 samples.
 
     Args:
         waveform: at least that many samples of speech at 16 kHz.
@@ -119,7 +119,7 @@ def _runs(num_frames: int, num_runs: int) -> np.ndarray:
 
 
 def measure_invariances(waveforms: Sequence[np.ndarray], codec: SpeechCodec) -> dict:
-    """Compares tokens that must be equal, on real audio.
+    """Compare tokens that must be equal, on real audio.
 
     Args:
         waveforms: at 16 kHz, of different lengths; more than eight, so that batches are of several.
@@ -209,7 +209,7 @@ def _compare_saved(waveforms: Sequence[np.ndarray], streams: Sequence[SpeechStre
 
 
 def measure_sizes(codec: SpeechCodec, folders: Mapping[str, Path]) -> dict[str, dict]:
-    """Counts the numbers of each model and the bytes of its weight files.
+    """Count the numbers of each model and the bytes of its weight files.
 
     Args:
         codec: its models are counted.

@@ -26,7 +26,7 @@ _WIDTHS = {ORIGINAL: 5.0, EXPRESSIVE: 1.8, WITHOUT_PITCH: 1.8, BASE: 1.8}
 
 
 def trace_contours(utterances: Sequence[HeldOutUtterance], codec: SpeechCodec, extract_f0: F0Extractor) -> dict:
-    """Traces the F0 of the liveliest of the first recordings, and of what the codec speaks from it.
+    """Trace the F0 of the liveliest of the first recordings, and of what the codec speaks from it.
 
     Args:
         utterances: the one among the first twelve whose F0 varies most is chosen.
@@ -63,7 +63,7 @@ def _f0_variation(contour: tuple[np.ndarray, np.ndarray]) -> float:
 
 
 def draw_contours(trace: Mapping, path: str | os.PathLike) -> None:
-    """Draws what [`trace_contours`] returned as an SVG picture, complete or not at all."""
+    """Draw what [`trace_contours`] returned as an SVG picture, complete or not at all."""
     figure = Figure(figsize=(9, 3.2))
     axes = figure.subplots()
     for name, values in trace["contours"].items():

@@ -48,7 +48,7 @@ class HeldOutUtterance:
 def read_corpus_utterances(
     folder: str | os.PathLike, split: str, max_utterances: int | None = None
 ) -> list[HeldOutUtterance]:
-    """Reads the documents of one split of a speech corpus, at most the first `max_utterances`.
+    """Read the documents of one split of a speech corpus, at most the first `max_utterances`.
 
     Raises `CorpusError` for a damaged corpus, `ValueError` for one without the split.
     """
@@ -67,19 +67,19 @@ def read_corpus_utterances(
 
 
 def read_clip_utterances(folder: str | os.PathLike) -> list[HeldOutUtterance]:
-    """Reads a folder of audio files with `transcripts.json`, as [`read_recordings`] does."""
+    """Read a folder of audio files with `transcripts.json`, as [`read_recordings`] does."""
     return [HeldOutUtterance(item.id, item.waveform, item.text) for item in read_recordings(folder)]
 
 
 def describe_set(utterances: Sequence[HeldOutUtterance]) -> dict:
-    """Returns {"n": utterances, "seconds": of audio, "voices": number of them, or None where they are unknown}."""
+    """Return {"n": utterances, "seconds": of audio, "voices": number of them, or None where they are unknown}."""
     voices = {utterance.voice for utterance in utterances} - {""}
     seconds = sum(utterance.seconds for utterance in utterances)
     return {"n": len(utterances), "seconds": round(seconds, 1), "voices": len(voices) or None}
 
 
 def voice_sentences(num_sentences: int = NUM_VOICE_SENTENCES, seed: int = 0) -> list[str]:
-    """Returns book sentences of the test split, of six to nine words, chosen at random."""
+    """Return book sentences of the test split, of six to nine words, chosen at random."""
     sentences = [text for text in book_sentences("test") if len(text.split()) in _WORDS_OF_VOICE_SENTENCE]
     return Random(seed).sample(sentences, num_sentences)
 
@@ -90,7 +90,7 @@ def speak_in_every_voice(
     voices: Sequence[str] = TEST_VOICES,
     num_processes: int = 1,
 ) -> list[HeldOutUtterance]:
-    """Speaks every sentence in every voice into a corpus in `folder`, and reads it; what is there already is kept.
+    """Speak every sentence in every voice into a corpus in `folder`, and read it; what is there already is kept.
 
     Args:
         folder: made if missing.
@@ -118,7 +118,7 @@ def speak_in_every_voice(
 
 
 def pairs_of_voices(utterances: Sequence[HeldOutUtterance]) -> Iterator[tuple[int, int]]:
-    """Yields the positions of all pairs of utterances that say the same."""
+    """Yield the positions of all pairs of utterances that say the same."""
     for first, second in combinations(range(len(utterances)), 2):
         if utterances[first].text == utterances[second].text:
             yield first, second

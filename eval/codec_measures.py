@@ -16,7 +16,7 @@ Moments = tuple[int, float, float, float]
 
 
 def not_measured(reason: str) -> dict:
-    """Returns the record of something that was not measured."""
+    """Return the record of something that was not measured."""
     return {"not_measured": reason}
 
 
@@ -26,7 +26,7 @@ def measured_ratio(
     groups: Sequence[Hashable] | None = None,
     seed: int = 0,
 ) -> dict:
-    """Returns the sum of the numerators over that of the denominators, with its interval, None for one group.
+    """Return the sum of the numerators over that of the denominators, with its interval, None for one group.
 
     Args:
         numerators: one an utterance.
@@ -64,7 +64,7 @@ def relative_f0_moments(first: Contour, second: Contour) -> Moments:
 
 
 def measured_correlation(moments: Sequence[Moments], seed: int = 0) -> dict:
-    """Returns Pearson's correlation over the frames of all utterances, with its interval and "num_frames".
+    """Return Pearson's correlation over the frames of all utterances, with its interval and "num_frames".
 
     Utterances without a common frame are left out of n; without any variation there is nothing to correlate.
     """
@@ -81,7 +81,7 @@ def measured_correlation(moments: Sequence[Moments], seed: int = 0) -> dict:
 
 
 def _correlation(sums: np.ndarray) -> np.ndarray | float:
-    """Sums of x^2, y^2 and x y, `(3, ...)` -> correlation."""
+    """Return the correlation for the sums of x^2, y^2 and x y, `(3, ...)`."""
     value = sums[2] / np.sqrt(sums[0] * sums[1])
     return float(value) if np.ndim(value) == 0 else value
 
@@ -119,7 +119,7 @@ def _by_style(styles: Sequence[str], counts: Sequence[tuple[int, int]], seed: in
 
 
 def measured_agreement(pairs: Sequence[tuple[Sequence, Sequence]], seed: int = 0) -> dict:
-    """Returns the share of positions at which two sequences of an utterance agree; the longer one is cut."""
+    """Return the share of positions at which two sequences of an utterance agree; the longer one is cut."""
     lengths = [min(map(len, pair)) for pair in pairs]
     equal = [sum(a == b for a, b in zip(*pair, strict=False)) for pair in pairs]
     return measured_ratio(equal, lengths, seed=seed)

@@ -72,7 +72,7 @@ def resynthesis_row(
     transcribe: Transcriber,
     judge: Judge | None = None,
 ) -> dict:
-    """Speaks one recording again and returns what was found, ready for JSON.
+    """Speak one recording again and return what was found, ready for JSON.
 
     Args:
         utterance: the recording.
@@ -131,7 +131,7 @@ def resynthesis_rows(
     make_row: Callable[[HeldOutUtterance], dict],
     name: str = "resynthesis",
 ) -> list[dict]:
-    """Returns the row of every utterance; rows that `path` holds under the same key are not made again.
+    """Return the row of every utterance; rows that `path` holds under the same key are not made again.
 
     Args:
         utterances: in the order of the result.

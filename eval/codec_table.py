@@ -181,7 +181,7 @@ def _unmeasured_list(report: Mapping) -> str:
 
 
 def _unmeasured(record: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yields where in a report something was not measured, and why."""
+    """Yield where in a report something was not measured, and why."""
     if isinstance(record, Mapping):
         if not is_measured(record):
             yield path, record["not_measured"]

@@ -13,7 +13,7 @@ OWN, TEACHER = "codec", "teacher"
 def encode_with_both(
     utterances: Sequence[HeldOutUtterance], own: SpeechEncoder, teacher: SpeechEncoder
 ) -> dict[str, list[list[int]]]:
-    """Returns the units of every utterance, repeats kept, by the "codec"'s own encoder and by its "teacher"."""
+    """Return the units of every utterance, repeats kept, by the "codec"'s own encoder and by its "teacher"."""
     waveforms = [utterance.waveform for utterance in utterances]
     encoders = {OWN: own, TEACHER: teacher}
     return {name: [row.tolist() for row in encoder.encode(waveforms)] for name, encoder in encoders.items()}
@@ -22,7 +22,7 @@ def encode_with_both(
 def measure_units(
     utterances: Sequence[HeldOutUtterance], own: SpeechEncoder, teacher: SpeechEncoder, seed: int = 0
 ) -> dict:
-    """Measures how well an encoder repeats its teacher's units, and what the units of both know of phones.
+    """Measure how well an encoder repeats its teacher's units, and what the units of both know of phones.
 
     Returns:
         {"frame_accuracy", "pnmi": {"codec", "teacher"}, "phone_purity": the same}. Phones and units of a frame are
@@ -54,7 +54,7 @@ def measure_units(
 def measure_voice_distance(
     utterances: Sequence[HeldOutUtterance], own: SpeechEncoder, teacher: SpeechEncoder, seed: int = 0
 ) -> dict:
-    """Measures how differently two voices that say the same are encoded: 0 alike, 1 nothing in common.
+    """Measure how differently two voices that say the same are encoded: 0 alike, 1 nothing in common.
 
     Args:
         utterances: the same sentences, each by several voices.

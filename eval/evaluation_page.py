@@ -31,7 +31,7 @@ def write_evaluation_page(
     pairs: Mapping[str, Sequence[Pair]],
     speak: Callable[[SpeechStreams], tuple[np.ndarray, int]] | None = None,
 ) -> Path:
-    """Writes the page of a model that was evaluated as "student", beside its "teacher" where there was one.
+    """Write the page of a model that was evaluated as "student", beside its "teacher" where there was one.
 
     Args:
         evaluation ([`Evaluation`]): of the models "student" and, optionally, "teacher".

@@ -13,7 +13,7 @@ from ..data.storage import atomic_file
 
 
 def write_page(template: str, values: dict, path: str | os.PathLike) -> Path:
-    """Writes one page of `templates/` so that `path` is complete or what it was before."""
+    """Write one page of `templates/` so that `path` is complete or what it was before."""
     environment = Environment(
         loader=PackageLoader("tinywave.eval", "templates"),
         autoescape=True,

@@ -65,7 +65,7 @@ def read_styled_prompts(
     split: str = "test",
     num_sentences: int = 1,
 ) -> list[StyledPrompt]:
-    """Reads the first sentences of documents of a corpus, of those that go on after them, style by style.
+    """Read the first sentences of documents of a corpus, of those that go on after them, style by style.
 
     Args:
         corpus_folder: what `prepare_corpus` wrote.
@@ -103,7 +103,7 @@ def continue_prompts(
     seed: int = 0,
     **generation_options: Any,
 ) -> list[StyledContinuation]:
-    """Continues every prompt in speech, by itself, and notes the style and the pitch of the continuation.
+    """Continue every prompt in speech, by itself, and note the style and the pitch of the continuation.
 
     Args:
         pipeline ([`TinyWavePipeline`]): of a model with style tokens.
@@ -144,7 +144,7 @@ def _mean_f0(segments: Sequence[GeneratedSegment], f0_extractor: F0Extractor) ->
 
 
 def measure_prosody(continuations: Sequence[StyledContinuation], *, seed: int = 0) -> dict:
-    """Measures how far the prosody of prompts goes on in their continuations.
+    """Measure how far the prosody of prompts goes on in their continuations.
 
     Args:
         continuations: of prompts of at least two styles.

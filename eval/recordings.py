@@ -11,7 +11,7 @@ from .resynthesis import SpokenText
 
 
 def read_recordings(folder: str | Path) -> list[SpokenText]:
-    """Reads a folder of audio files with `transcripts.json`, a mapping from file name to text.
+    """Read a folder of audio files with `transcripts.json`, a mapping from file name to text.
 
     A file that cannot be read is left out and named on standard error.
 
@@ -46,7 +46,7 @@ def _read_transcripts(path: Path) -> dict[str, str]:
 def read_corpus_recordings(
     folder: str | Path, split: str = "test", max_per_domain: int | None = None
 ) -> list[SpokenText]:
-    """Reads the documents of one split of a speech corpus, at most `max_per_domain` of each domain.
+    """Read the documents of one split of a speech corpus, at most `max_per_domain` of each domain.
 
     A document whose audio cannot be read is left out and named on standard error; `AudioError` where none can be read.
     """

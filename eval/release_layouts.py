@@ -207,7 +207,7 @@ def _read_gold(path: Path, task: str, columns: Sequence[str]) -> tuple[Path, lis
 def _list_gold(
     listing: Listing, folder: Path, rows: Iterable[Mapping[str, str]], labels_of: Callable[[Mapping, str], dict]
 ) -> Listing:
-    """Adds the recordings of a table; `labels_of` makes the fields of a [`Recording`] of a row and its half."""
+    """Add the recordings of a table; `labels_of` makes the fields of a [`Recording`] of a row and its half."""
     files = {file.name: file for file in audio_files(folder)}
     by_stem = {file.stem: file for file in reversed(files.values())}
     unnamed = set(files)

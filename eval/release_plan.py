@@ -86,6 +86,6 @@ def plan_document(
 
 
 def expect_unseen(sentences: Sequence[str]) -> None:
-    """Raises `SuiteError` naming sentences that do not belong to the split "test"."""
+    """Raise `SuiteError` naming sentences that do not belong to the split "test"."""
     if seen := [sentence for sentence in sentences if split_of(sentence) != "test"]:
         raise SuiteError(f"Found sentences of other splits in a test suite: {seen[:5]}; draw them from split 'test'.")

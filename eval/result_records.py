@@ -93,7 +93,7 @@ def _plain_mean(rows: Sequence[dict], seed: int) -> dict:
 
 
 def write_pairs(results: Iterable[SuiteResult], path: str | os.PathLike) -> Path:
-    """Writes every pair of some suites as one parquet file of `PAIRS_SCHEMA`."""
+    """Write every pair of some suites as one parquet file of `PAIRS_SCHEMA`."""
     rows = [
         {"suite": result.suite} | {name: row[_COLUMN_OF_ROW.get(name, name)] for name in PAIRS_SCHEMA.names[1:]}
         for result in results
@@ -128,7 +128,7 @@ def results_to_model_index(results: Sequence[dict], model_name: str) -> dict:
 
 
 def write_hub_results(results: Sequence[dict], dataset_id: str, folder: str | os.PathLike) -> Path:
-    """Writes `.eval_results/<dataset>.yaml`, which the Hub shows on a model's page and on the data set's leaderboard.
+    """Write `.eval_results/<dataset>.yaml`, which the Hub shows on a model's page and on the data set's leaderboard.
 
     Args:
         results: from [`suite_to_results`], of one data set.

@@ -14,7 +14,7 @@ def build_report(
     samples: Sequence[str | os.PathLike],
     seconds: Mapping[str, float],
 ) -> dict:
-    """Assembles the machine-readable end state of a run.
+    """Assemble the machine-readable end state of a run.
 
     Args:
         evaluation (`Mapping`): from `evaluate_models`, with the models "teacher", "student" and optionally

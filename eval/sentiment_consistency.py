@@ -142,7 +142,7 @@ def evaluate_sentiment(
     output_modality: str = "speech",
     settings: GenerationSettings | None = None,
 ) -> dict:
-    """Continues prompts of known sentiment, and measures how often the sentiment is kept.
+    """Continue prompts of known sentiment, and measure how often the sentiment is kept.
 
     Args:
         pipeline: of the model.

@@ -36,7 +36,7 @@ class PrefixTree:
     paths: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
 
     def add(self, sequence: tuple[int, ...], num_shared: int) -> None:
-        """Adds a sequence that begins with the same `num_shared` tokens as the last one."""
+        """Add a sequence that begins with the same `num_shared` tokens as the last one."""
         first = len(self.tokens)
         path = list(next(reversed(self.paths.values()), []))[:num_shared]
         path += range(first, first + len(sequence) - num_shared)

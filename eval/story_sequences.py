@@ -82,7 +82,7 @@ def score_story_halves(
     batch_size: int = 8,
     progress: str | None = None,
 ) -> tuple[list[SequenceScore], dict]:
-    """Scores of the positive and the negative half of every story in turn, and what they depend on.
+    """Return the scores of the positive and negative halves of all stories in turn, and their settings.
 
     Args:
         stories: "id", "context", "positive" and "negative", all of one direction. The context may be empty where the
@@ -128,7 +128,7 @@ def score_story_halves(
 
 
 def _check_format(sequence_format: SequenceFormat) -> None:
-    """Raises `ValueError` for another format than the one of `segments_to_ids`."""
+    """Raise `ValueError` for another format than the one of `segments_to_ids`."""
     if not isinstance(sequence_format, SpeechSequenceFormat) or not (
         sequence_format.bos and sequence_format.marker and sequence_format.deduplicate and not sequence_format.eos
     ):

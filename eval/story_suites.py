@@ -85,7 +85,7 @@ class StorySuite:
         seed: int = 0,
         progress: bool = False,
     ) -> SuiteResult:
-        """Scores both halves of every story, context and ending, as [`evaluate_suite`] does those of speech alone.
+        """Score both halves of every story, context and ending, as [`evaluate_suite`] does those of speech alone.
 
         Raises `ValueError` for a `normalisation` other than "mean" and "sum", and what [`score_story_halves`] raises.
         """

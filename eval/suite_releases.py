@@ -1,4 +1,4 @@
-"""Speaks audio suites into the folders of their official releases, and proves that training never saw their text.
+"""Synthesize audio suites in the folder layouts of their official releases, and check them against training text.
 
 A release holds 16 kHz mono 16-bit WAV files and tables under the official names, and `suite.json`: seed, versions,
 licences, settings, and for each pair what its halves differ in. It is written last: where it is, the release is whole.
@@ -43,7 +43,7 @@ def build_release(
     voices: Sequence[str] | None = None,
     num_processes: int = 2,
 ) -> Path:
-    """Builds a suite, or returns the folder as it is when it holds the same suite.
+    """Build a suite, or return the existing folder if it holds the same suite.
 
     The same arguments and package versions give the same bytes. An interrupted build keeps what was spoken, in the
     hidden folder `.speech` that the finished release no longer has, and continues from there.

@@ -1,4 +1,4 @@
-"""Trains the code HiFi-GAN against its discriminators with the Trainer of transformers.
+"""Train the code HiFi-GAN against its discriminators with the Trainer of transformers.
 
 Losses and settings are those of HiFi-GAN (Kong et al. 2020, arXiv 2010.05646) with the duration loss of Polyak et al.
 2021 (arXiv 2104.00355). Both sides step together: every step computes the losses of both from the same parameters,

@@ -1,4 +1,4 @@
-"""Trains the pitch encoder on prepared F0 with the Trainer of transformers.
+"""Train the pitch encoder on prepared F0 with the Trainer of transformers.
 
 The encoder and the decoder learn by gradient, the codebook by moving averages of the latents that choose each code
 (van den Oord et al. 2017, arXiv 1711.00937, appendix A.1); codes that nothing chooses are restarted at random latents

@@ -1,4 +1,4 @@
-"""Trains a small speech encoder on the units of a large one, with the Trainer of transformers.
+"""Train a small speech encoder on the units of a large one, with the Trainer of transformers.
 
 The units come from `tinywave extract-units`, each from a whole utterance. The teacher itself runs only where its
 features are an objective too.

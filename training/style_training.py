@@ -1,4 +1,4 @@
-"""Trains the style encoder on a speech corpus with the Trainer of transformers."""
+"""Train the style encoder on a speech corpus with the Trainer of transformers."""
 
 import os
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Trains the vocoder on prepared features with the Trainer of transformers."""
+"""Train the vocoder on prepared features with the Trainer of transformers."""
 
 import functools
 import math
