@@ -1,7 +1,7 @@
-"""`DistillationTrainer`: hidden states, attention maps, logits and data in one `transformers.Trainer`.
+"""`DistillationTrainer`: a `transformers.Trainer` that distills logits, hidden states and attention maps.
 
-TRL has a class of the same name that distils logits on generated completions only; this one aligns blocks as well and
-trains on a given data set.
+TRL has a class of the same name, which distills only logits, on generated completions. This one also aligns hidden
+states and attention maps, and trains on a given data set.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,31 +43,33 @@ class DistillationTrainer(LanguageModelTrainer):
 
     The loss is `sum_i weight_i * term_i`, each term a sum over the supervised tokens divided by the number of such
     tokens in the whole optimizer step, so that accumulation and data parallelism are exact. Every enabled term is
-    logged each `logging_steps` (`cross_entropy_loss`, `logits_loss`, `hidden_loss`, `attention_loss`) and in
-    evaluation (`eval_*`, with `eval_teacher_agreement`, the share of tokens whose likeliest successor both models
-    agree on). With every weight but the cross-entropy's at 0 this is the plain `Trainer`.
+    logged every `logging_steps` (`cross_entropy_loss`, `logits_loss`, `hidden_loss`, `attention_loss`) and in
+    evaluation (`eval_*`, with `eval_teacher_agreement`, the share of positions at which both models predict the same
+    most likely next token). If only the weight of the cross-entropy is above 0, the class is equal to `Trainer`.
 
-    Where the hidden sizes differ and the hidden term is on, a linear projector per mapped block becomes a submodule of
-    the student: it is optimised, clipped, synchronised and resumed with it. Checkpoints keep the projectors in
-    `distill_projectors.safetensors`; the model's own weight files never contain them.
+    If the hidden sizes differ and the hidden term is enabled, one linear projector per mapped block is added to the
+    student as a submodule, and is optimized, clipped, synchronized and resumed with it. Checkpoints store the
+    projectors in `distill_projectors.safetensors`; the weight files of the model never contain them.
 
-    A loss that is not finite stops the run before the optimizer steps, naming the term and the example: the weights
-    and the last checkpoint stay good.
+    A loss that is not finite stops the run before the optimizer step, with an error that names the term and the
+    example. The weights and the last checkpoint remain valid.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): the student, a causal LM of Llama's layout. Its attention is
-            switched to a tapped SDPA when the attention term is on.
-        teacher_model ([`~transformers.PreTrainedModel`], *optional*): frozen, put in evaluation mode and never saved.
-        layer_map ([`LayerMap`], *optional*): the blocks to align; by default one teacher block in three, ending on
-            the last.
-        args ([`DistillationArguments`]): weights, temperature and everything of `TrainingArguments`.
-        teacher_source ([`~training.teacher_targets.TeacherSource`], *optional*): gives the targets in place of a
-            `teacher_model` that runs. One of the two is needed unless only the cross-entropy is on.
-        trainer_arguments: the remaining arguments of [`~transformers.Trainer`].
+        model ([`~transformers.PreTrainedModel`]): the student, a causal LM with Llama's layout. Its attention is
+            switched to a tapped SDPA if the attention term is enabled.
+        teacher_model ([`~transformers.PreTrainedModel`], *optional*): the teacher. It is frozen, set to evaluation
+            mode and never saved.
+        layer_map ([`LayerMap`], *optional*): pairs of blocks to align. Default: every third teacher block, counted
+            back from the last ([`LayerMap.every_third_ending_last`]).
+        args ([`DistillationArguments`], *optional*): loss settings and the fields of `TrainingArguments`.
+        teacher_source ([`~training.teacher_targets.TeacherSource`], *optional*): source of the teacher's targets in
+            place of `teacher_model`, such as a [`CachedTeacher`]. One of the two is required, unless only the
+            cross-entropy is enabled.
+        trainer_arguments: further arguments of [`~transformers.Trainer`].
 
     Raises:
-        ValueError: when the two models cannot be compared: other vocabularies or id layouts, blocks out of range,
-            reentrant activation checkpointing, or an architecture that cannot be tapped; for an empty data set.
+        ValueError: if the two models cannot be compared (different vocabularies or id layouts, blocks out of range,
+            reentrant activation checkpointing, or an architecture that cannot be tapped), or a data set is empty.
     """
 
     # The loss is divided by the tokens of the whole step already; the Trainer must not divide it again.
@@ -127,7 +129,7 @@ class DistillationTrainer(LanguageModelTrainer):
                 "start one process per GPU with torchrun or accelerate launch."
             )
         if self.args.needs_own_loss and self.compute_loss_func is not None:
-            raise ValueError("`compute_loss_func` would replace the distillation loss; leave it out.")
+            raise ValueError("`compute_loss_func` would replace the distillation loss; do not pass it.")
         if self.args.log_gradient_norms and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("`log_gradient_norms` needs whole parameters; leave it off under FSDP and DeepSpeed.")
 
@@ -154,7 +156,7 @@ class DistillationTrainer(LanguageModelTrainer):
         self.teacher = teacher_source
 
     def _place_teacher(self, teacher_model: PreTrainedModel) -> PreTrainedModel:
-        """On this process's device, or shared out like the student under FSDP2."""
+        """Move the teacher to the device of this process, or shard it like the student under FSDP2."""
         teacher_model.requires_grad_(False)
         if self.accelerator.is_fsdp2:
             return fsdp2_prepare_model(self.accelerator, teacher_model)
@@ -198,7 +200,7 @@ class DistillationTrainer(LanguageModelTrainer):
         positions = supervised_positions(inputs["labels"])
         next_tokens = F.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)
         weights = self._streams.token_weights(next_tokens)
-        # What depends on the data is read before the models are queued on the device, not behind them.
+        # Data-dependent sizes are read before the models are queued on the device, so that the read does not wait.
         rows, model_inputs = flat_indices(positions), decoder_inputs(inputs)
         with self.accelerator.autocast():
             targets = TeacherTargets() if self.teacher is None else self.teacher.targets(inputs, positions)
@@ -238,11 +240,11 @@ class DistillationTrainer(LanguageModelTrainer):
                 allowed_ids=self._streams.allowed_ids(next_tokens),
             )
 
-        # Where parameters are sharded, the weight is whole inside the forward of its own module only.
+        # Sharded parameters are gathered only inside the forward pass of their own module.
         return call_inside(head, head, inside_the_head, hidden)
 
     def _projected_outputs(self, student, record: TapRecord) -> dict[int, torch.Tensor]:
-        """Outputs of the student's blocks, in the teacher's width."""
+        """Return the outputs of the student's blocks, projected to the teacher's width."""
         projectors = getattr(student, PROJECTORS_NAME, None)
         if projectors is None:
             return record.block_outputs
@@ -251,7 +253,7 @@ class DistillationTrainer(LanguageModelTrainer):
     def _block_term(
         self, term: LossTerm, outputs: dict, record: TapRecord, targets: TeacherTargets, weights: torch.Tensor
     ) -> torch.Tensor:
-        """The mean of a term on blocks over its pairs of blocks."""
+        """Return the mean of a term over its pairs of blocks."""
         student, teacher = {
             "block_outputs": (outputs, targets.block_outputs),
             "attention_inputs": (record.attention_inputs, targets.attention_inputs),
@@ -266,7 +268,7 @@ class DistillationTrainer(LanguageModelTrainer):
     def _weighted_terms(
         self, logits_term: Callable, values: dict[str, torch.Tensor]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """The enabled terms as they enter the loss, each with a graph of its own."""
+        """Yield (name, weighted value) of the enabled terms, each with an autograd graph of its own."""
         for term in TERMS:
             if not (weight := term.weight(self.args)):
                 continue
@@ -299,10 +301,11 @@ class DistillationTrainer(LanguageModelTrainer):
     # ---- steps ----
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """One micro-batch; after the last of an optimizer step, refuse to go on with a loss that is not finite.
+        """Train on one micro-batch; after the last one of an optimizer step, check that all losses are finite.
 
         Raises:
-            FloatingPointError: naming the term, the micro-batch and the row. The optimizer has not stepped.
+            FloatingPointError: if a loss is not finite. The message names the term, the micro-batch and the row; the
+                optimizer has not stepped.
         """
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
@@ -317,7 +320,7 @@ class DistillationTrainer(LanguageModelTrainer):
                 return self._loss_and_sums(row)[1]
             return super(DistillationTrainer, self).compute_loss(self.model, row)[None]
 
-        # Sharded parameters are gathered by all ranks together, and only this one has found something.
+        # Gathering sharded parameters needs all ranks, and the error may have occurred on this rank only.
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         with torch.no_grad():
             return describe_non_finite_step(
@@ -335,7 +338,7 @@ class DistillationTrainer(LanguageModelTrainer):
         return (self.state.global_step + 1) % self.state.logging_steps == 0
 
     def _training_flops_per_token(self, inputs) -> float:
-        """FLOPs of one optimised token: both passes of the student, and the forward pass of a teacher that runs."""
+        """Return the FLOPs per token: both passes of the student, and the forward pass of an online teacher."""
         if self.args.peak_tflops is None:
             return 0.0
         length = inputs["input_ids"].shape[1]
@@ -347,7 +350,7 @@ class DistillationTrainer(LanguageModelTrainer):
     # ---- logging ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of every enabled term, tokens per second and what else was asked for to the training logs."""
+        """Add the mean of every enabled term, tokens per second and the optional values to the training logs."""
         if "loss" in logs and self._step_log.num_steps:
             means, extras = self._step_log.summarize(self.accelerator, self.args.peak_tflops)
             if self.args.needs_own_loss:
@@ -378,7 +381,7 @@ class DistillationTrainer(LanguageModelTrainer):
     # ---- checkpoints ----
 
     def _save(self, output_dir=None, state_dict=None):
-        # Before the model, whose saving takes the projectors out of a state that was gathered from all ranks.
+        # Before saving the model, which removes the projectors from the state gathered from all ranks.
         if self.args.should_save:
             student = self.accelerator.unwrap_model(self.model)
             save_projectors(student, output_dir or self.args.output_dir, state_dict)
@@ -404,7 +407,7 @@ def _one_teacher(teacher_model, teacher_source, args: DistillationArguments):
             "Pass a teacher or set those weights to 0."
         )
     if teacher_model is not None and teacher_source is not None:
-        raise ValueError("Found both `teacher_model` and `teacher_source`; pass the one that is to teach.")
+        raise ValueError("Found both `teacher_model` and `teacher_source`; pass only one of them.")
     return teacher_source if teacher_model is None else teacher_model
 
 

@@ -1,4 +1,4 @@
-"""The settings of teacher correction and distillation, on top of `transformers.TrainingArguments`."""
+"""Training arguments of teacher correction and distillation, on top of `transformers.TrainingArguments`."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,13 +10,14 @@ from .terms import TERMS, TermArguments, check_terms
 
 @dataclass
 class DistillationArguments(TermArguments, TrainingArguments):
-    """Settings of [`DistillationTrainer`]; every weight multiplies a mean over the supervised tokens.
+    """Training arguments of [`DistillationTrainer`].
 
-    A term whose weight is 0 is not computed at all. The paper (arXiv 2506.23670) publishes neither the weights nor the
-    temperature, so the defaults are equal weights and the temperature 2 of common practice.
+    Every weight multiplies the mean of its loss term over the supervised tokens; a term of weight 0 is not computed.
+    The paper (arXiv 2506.23670) publishes neither the weights nor the temperature. The defaults are equal weights and
+    the common temperature of 2.
 
     Raises:
-        ValueError: for a setting out of its range, or one that would silently drop a loss term.
+        ValueError: if a setting is out of range, or would silently disable a loss term.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "stream_weights", "stream_temperatures"]
@@ -24,12 +25,12 @@ class DistillationArguments(TermArguments, TrainingArguments):
     stream_weights: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Factor on every term by the stream of the target: text, unit, pitch or style; 1 if absent."
+            "help": "Factor on every loss term per stream of the target: text, unit, pitch or style; 1 if absent."
         },
     )
     stream_temperatures: dict | str | None = field(
         default=None,
-        metadata={"help": "Temperature of the logits term by the stream of the target; `temperature` if absent."},
+        metadata={"help": "Temperature of the logits term per stream of the target; `temperature` if absent."},
     )
     restrict_logits_to_stream: bool = field(
         default=False,
@@ -38,21 +39,21 @@ class DistillationArguments(TermArguments, TrainingArguments):
     log_gradient_norms: bool = field(
         default=False,
         metadata={
-            "help": "Log the norm of the gradient of each weighted term, taken on the last micro-batch before a log: "
-            "one more backward pass per term there."
+            "help": "Log the gradient norm of each weighted term on the last micro-batch before a log, at the cost of "
+            "one additional backward pass per term."
         },
     )
     peak_tflops: float | None = field(
         default=None,
         metadata={
-            "help": "Dense peak of one device in TFLOP/s; given, the share of it that the models use is logged."
+            "help": "Dense peak of one device in TFLOP/s; if given, the share of it that the models use is logged."
         },
     )
     plot_loss_curve: bool = field(
-        default=False, metadata={"help": "Draw every logged loss to loss_curve.png in the output folder at the end."}
+        default=False, metadata={"help": "Plot every logged loss to loss_curve.png in the output folder at the end."}
     )
-    # The filter of transformers reads the loss back from the device at every micro-batch, to hide what stops this
-    # trainer.
+    # The filter of transformers reads the loss back from the device at every micro-batch, and hides non-finite losses
+    # from the logs; here they stop the run.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite stops the run."})
 
     def __post_init__(self):
@@ -93,16 +94,23 @@ class DistillationArguments(TermArguments, TrainingArguments):
                 "Set activation_checkpointing_kwargs={'use_reentrant': False}."
             )
         if self.torch_compile:
-            raise ValueError("`torch_compile` does not support the taps distillation reads; leave it off.")
+            raise ValueError("`torch_compile` does not support the recording of activations; set it to False.")
         if self.label_smoothing_factor:
-            raise ValueError("Distillation has soft targets already: `label_smoothing_factor` must be 0.")
+            raise ValueError(
+                f"`label_smoothing_factor` is {self.label_smoothing_factor}; set it to 0, because distillation "
+                "already has soft targets."
+            )
 
 
 @dataclass
 class CorrectionArguments(TrainingArguments):
-    """Settings of [`correct_teacher`]: a LoRA fine-tune of the teacher on the domain it is distilled on.
+    """Training arguments of [`correct_teacher`], which fine-tunes the teacher with LoRA on the distillation domain.
 
-    The paper publishes no LoRA settings; the defaults are rank 16, scale 2 and all linear layers of the blocks.
+    The paper publishes no LoRA settings. The defaults are rank 16, scale 2 (`lora_alpha / lora_rank`) and all linear
+    layers of the blocks.
+
+    Raises:
+        ValueError: if a setting is out of range.
     """
 
     lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA update."})
@@ -112,13 +120,13 @@ class CorrectionArguments(TrainingArguments):
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the LoRA update."})
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        metadata={"help": "Names of the linear layers that are adapted: by default all of Llama's blocks."},
+        metadata={"help": "Names of the linear layers to adapt; by default all those of Llama's blocks."},
     )
     trainable_token_indices: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Ids whose rows of the embedding and of the LM head are trained in full, such as those of new "
-            "speech tokens; none by default."
+            "help": "Token ids whose rows of the embedding and of the LM head are trained in full, such as those of "
+            "new speech tokens; none by default."
         },
     )
 

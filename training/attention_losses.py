@@ -1,14 +1,14 @@
-"""The losses on attention maps, without ever holding a map.
+"""Losses on attention maps, computed in blocks of rows so that no complete map is in memory.
 
 Shapes: B batch, T positions, H attention heads, K key/value heads, D head size, R relation heads. Scores are computed
-in fp32 at least. Every loss is a sum over positions, as in `losses`.
+in fp32 or higher precision. Every loss is a sum over positions, as in `losses`.
 """
 
 import torch
 
 from .losses import at_least_float32
 
-# (query rows, score elements) of one block of attention maps: what a CPU core's cache holds, and what fills a GPU.
+# (query rows, score elements) of one block of attention maps, sized for the cache of a CPU core and to occupy a GPU.
 _CPU_ATTENTION_BLOCK = (32, 2**18)
 _GPU_ATTENTION_BLOCK = (256, 2**26)
 
@@ -24,11 +24,11 @@ def attention_kl(
     teacher_scaling: float,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`sum_t w_t * mean_h KL(teacher row || student row)` between attention distributions, head to head.
+    """Compute `sum_t w_t * mean_h KL(teacher row || student row)` between attention distributions, head to head.
 
-    The rows `softmax(scaling * q k^T)` of both models are rebuilt in blocks and the gradient
-    `(p_student - p_teacher) * w` with respect to the scores is applied at once, so that no T x T map outlives its
-    block: memory grows with T, not with T^2, and does not depend on how many blocks are aligned.
+    The rows `softmax(scaling * q k^T)` of both models are recomputed in blocks of rows, and the gradient
+    `(p_student - p_teacher) * w` with respect to the scores is applied immediately, so that no T x T map is stored:
+    memory grows with T, not with T^2, and does not depend on the number of aligned decoder blocks.
 
     Args:
         student_query (`torch.Tensor` of shape `(B, H, T, D)`): queries after RoPE.
@@ -36,14 +36,14 @@ def attention_kl(
         teacher_query, teacher_key: the same of the teacher, with H heads; its K and D may differ.
         position_weights (`torch.Tensor` of shape `(B, T)`): weight of each query row.
         student_scaling, teacher_scaling (`float`): factor on the scores, usually `D ** -0.5`.
-        mask (`torch.BoolTensor` of shape `(B, 1, T, T)`, *optional*): True where a query may look: padding, or the
-            blocks of packed documents. `None` is causal; a mask that is given must be causal too.
+        mask (`torch.BoolTensor` of shape `(B, 1, T, T)`, *optional*): True where a query may attend to a key, for
+            padding or packed documents. It must be causal. `None` is a causal mask.
 
     Returns:
         `torch.Tensor`: a scalar in nats. Only the student's queries and keys receive a gradient.
 
     Raises:
-        ValueError: when the numbers of heads differ.
+        ValueError: if the models have different numbers of attention heads.
     """
     num_heads = student_query.shape[1]
     if teacher_query.shape[1] != num_heads:
@@ -71,12 +71,12 @@ def relation_kl(
     num_relation_heads: int,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`sum_t w_t * mean_r KL(teacher relation row || student relation row)`, for models of other head counts.
+    """Compute `sum_t w_t * mean_r KL(teacher relation row || student relation row)`, for different head counts.
 
-    As in MiniLMv2 (arXiv 2012.15828, section 3.1), the vectors of all heads are joined and split again into R relation
-    heads of d_r numbers each. `softmax(a a^T / sqrt(d_r))` relates one kind of vector (queries with queries, or keys
-    with keys) to itself, and both models have R such maps whatever the number and the size of their own heads. As the
-    models are causal, a row ends at its own position.
+    As in MiniLMv2 (arXiv 2012.15828, section 3.1), the vectors of all heads are concatenated and split again into R
+    relation heads of size d_r. `softmax(a a^T / sqrt(d_r))` is the relation map of one kind of vector (queries with
+    queries, or keys with keys); both models have R such maps, whatever the number and the size of their attention
+    heads. Because the models are causal, a row ends at its own position.
 
     Args:
         student_vectors (`torch.Tensor` of shape `(B, H, T, D)`): queries or keys after RoPE.
@@ -89,7 +89,7 @@ def relation_kl(
         `torch.Tensor`: a scalar in nats. Only the student's vectors receive a gradient.
 
     Raises:
-        ValueError: when R does not divide the joined size of both models' vectors.
+        ValueError: if R does not divide the concatenated size H * D of both models.
     """
     student, teacher = (
         _split_relation_heads(vectors, num_relation_heads) for vectors in (student_vectors, teacher_vectors)
@@ -172,7 +172,7 @@ def _score_blocks(batch_size: int, heads: int, length: int, device: torch.device
 
 
 def _block_mask(mask, batch, start, stop, heads, device):
-    """What the rows of a block may not look at: `(rows, stop)` for a causal model, `(b * heads, rows, stop)` else."""
+    """Return the mask of forbidden keys of a block: `(rows, stop)` if causal, else `(b * heads, rows, stop)`."""
     if mask is None:
         return torch.ones(stop - start, stop - start, dtype=torch.bool, device=device).triu(1)
     forbidden = ~mask[batch, :, start:stop, :stop]
@@ -180,9 +180,9 @@ def _block_mask(mask, batch, start, stop, heads, device):
 
 
 def _scores(query, key, forbidden, start):
-    """Attention scores of the rows `start ...` over the keys up to the last of them."""
+    """Return the attention scores of the rows from `start` on, over the keys up to the last row."""
     scores = torch.bmm(query, key.transpose(1, 2))
-    # The lowest number instead of -inf: a row of padding that may look nowhere then stays finite.
+    # The lowest number instead of -inf, so that a padding row without any allowed key stays finite.
     lowest = torch.finfo(scores.dtype).min
     if forbidden.dim() == 2:
         scores[..., start:].masked_fill_(forbidden, lowest)
@@ -192,7 +192,7 @@ def _scores(query, key, forbidden, start):
 
 
 def _log_sum_exp(scores, probabilities):
-    """Log of the softmax's denominator, read off the likeliest key instead of a second pass of exponentials."""
+    """Return the log-denominator of the softmax, from the most likely key instead of a second pass of exponentials."""
     return scores.amax(-1) - probabilities.amax(-1).log()
 
 

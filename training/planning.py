@@ -1,8 +1,8 @@
-"""What a distillation run costs, before any weight is loaded: parameters, memory per GPU, FLOPs and GPU-hours.
+"""Estimate the cost of a distillation run without loading weights: parameters, memory per GPU, FLOPs and GPU-hours.
 
-Parameters are counted on the meta device. Activations are measured by running a block on tensors that have a shape
-but no storage and adding up what autograd keeps for the backward pass. The rest is arithmetic on both, stated at each
-function. What no model of a run knows is left out: the GPU's own context, fragmentation and communication buffers.
+Parameters are counted on the meta device. Activation memory is measured by running a block on tensors without storage
+and summing the tensors that autograd keeps for the backward pass. All other numbers are computed from these two, as
+described at each function. The CUDA context, fragmentation and communication buffers are not included.
 """
 
 import copy
@@ -32,9 +32,10 @@ _LOGITS_TENSORS, _CHUNK_TOKENS = 7, 2048
 
 @dataclass(frozen=True)
 class Hardware:
-    """The machine a run is planned for, and how well it is used.
+    """The machine that a run is planned for, and its assumed utilization.
 
-    Raises `ValueError` for a number that is not positive, an unknown sharding or a utilisation above 1.
+    Raises:
+        ValueError: if a number is not positive, the sharding is unknown, or the utilization is above 1.
     """
 
     num_gpus: int = field(metadata={"help": "GPUs, one process each."})
@@ -62,20 +63,21 @@ class Hardware:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The cost of a run. Bytes are per GPU, everything else is of the whole run.
+    """The estimated cost of a run. Bytes are per GPU, all other numbers are for the whole run.
 
     Attributes:
         student_parameters, teacher_parameters (`int`): parameters of the models; 0 for a run without a teacher.
-        memory_bytes (`dict[str, int]`): what fills one GPU at the worst moment, by purpose.
-        total_memory_bytes, gpu_memory_bytes (`int`): their sum, and what there is.
-        packing (`bool`): whether rows are filled with documents, which makes the numbers of tokens those that are
-            trained on, up to what no document fits in. Without it they are the most, and padding takes its share.
-        tokens_per_step (`int`): ids of one optimizer step when every row is `max_length` long.
-        num_steps, total_tokens (`int`): of the run.
+        memory_bytes (`dict[str, int]`): peak memory of one GPU, by purpose.
+        total_memory_bytes, gpu_memory_bytes (`int`): sum of `memory_bytes`, and memory of the GPU.
+        packing (`bool`): whether documents are packed into rows. The token counts are then the numbers of trained
+            tokens, up to the unused ends of rows. Without packing they are upper limits that include padding.
+        tokens_per_step (`int`): ids per optimizer step if every row has `max_length` ids.
+        num_steps, total_tokens (`int`): optimizer steps and ids of the run.
         flops (`dict[str, int]`): floating-point operations of the run, by purpose.
-        total_flops (`int`): their sum.
-        gpu_hours, hours (`float`): at the stated peak and utilisation; on all GPUs together, and by the clock.
-        hardware ([`Hardware`]): what was assumed.
+        total_flops (`int`): sum of `flops`.
+        gpu_hours, hours (`float`): GPU-hours of all GPUs together and wall-clock hours, at the given peak and
+            utilization.
+        hardware ([`Hardware`]): the assumed hardware.
     """
 
     student_parameters: int
@@ -105,19 +107,22 @@ def plan_run(
     teacher_dtype: str = "float32",
     packing: bool = False,
 ) -> RunPlan:
-    """Plan a distillation with sequences of `max_length` ids.
+    """Estimate the cost of a distillation run with sequences of `max_length` ids.
 
     Args:
-        teacher, student ([`TinyWaveConfig`]): of the two models.
-        layer_map ([`LayerMap`]): the aligned blocks.
-        arguments ([`DistillationArguments`]): of the run; it must be limited by `max_steps`.
-        hardware ([`Hardware`]): the machine.
+        teacher, student ([`TinyWaveConfig`]): configs of the two models.
+        layer_map ([`LayerMap`]): pairs of aligned blocks.
+        arguments ([`DistillationArguments`]): settings of the run; `max_steps` must be set.
+        hardware ([`Hardware`]): the machine and its assumed utilization.
         max_length (`int`): ids per row.
-        teacher_dtype (`str`, defaults to "float32"): of the teacher's weights.
-        packing (`bool`, defaults to False): rows hold several documents, kept apart by a mask.
+        teacher_dtype (`str`, defaults to "float32"): dtype of the teacher's weights.
+        packing (`bool`, defaults to False): whether rows hold several documents, separated by the attention mask.
+
+    Returns:
+        [`RunPlan`].
 
     Raises:
-        ValueError: when `max_steps` is not set, or the optimizer or dtype is not one whose memory is known.
+        ValueError: if `max_steps` is not set, or the memory of the optimizer or the dtype is not known.
     """
     if arguments.max_steps < 1:
         raise ValueError("A plan needs `max_steps` in the recipe's `training`: the data set is not read.")
@@ -150,7 +155,7 @@ def plan_run(
 
 
 def count_parameters(config: TinyWaveConfig) -> int:
-    """Parameters of the model of a config, tied ones once, counted on the meta device."""
+    """Return the number of parameters of a config's model, counted on the meta device; tied ones count once."""
     return sum(parameter.numel() for parameter in _meta_model(config).parameters())
 
 
@@ -161,10 +166,10 @@ def flops_per_token(
     arguments: DistillationArguments,
     seq_len: int,
 ) -> dict[str, int]:
-    """Model FLOPs of training on one id, by purpose; recomputation by activation checkpointing does not count.
+    """Return the model FLOPs of training per id, by purpose, without recomputation by activation checkpointing.
 
-    The backward pass costs twice the forward one. The attention term rebuilds the scores of both models and multiplies
-    the student's by its queries and keys again for their gradients: four products per aligned block.
+    The backward pass costs twice the forward pass. The attention term needs four products per aligned block: the
+    scores of both models, and the gradients of the student's queries and keys.
     """
     flops = {"student": 3 * forward_flops_per_token(student, seq_len)}
     if arguments.needs_teacher:
@@ -184,7 +189,7 @@ def memory_per_gpu(
     seq_len: int,
     teacher_dtype: str,
 ) -> dict[str, int]:
-    """Bytes on one GPU at the end of a forward pass, by purpose.
+    """Return the bytes on one GPU at the end of a forward pass, by purpose.
 
     Weights, gradients and both moments of AdamW are fp32, as in mixed-precision training. Sharding divides them and
     the teacher by the number of GPUs; two blocks and the embeddings and heads are then gathered in 16 bits at a time.
@@ -219,9 +224,9 @@ def memory_per_gpu(
 def activation_bytes(
     config: TinyWaveConfig, batch_size: int, seq_len: int, arguments: DistillationArguments, *, with_weights: bool
 ) -> int:
-    """Bytes that autograd keeps of the student's forward pass, up to the final norm.
+    """Return the bytes that autograd keeps of the student's forward pass, up to the final norm.
 
-    With activation checkpointing only the input of every block stays, and all of one block at a time.
+    With activation checkpointing, these are the input of every block, and all activations of one block at a time.
 
     Args:
         with_weights (`bool`): count the 16-bit copies of the weights that autocast keeps. Under sharding they are
@@ -302,12 +307,12 @@ def _alignment_bytes(
 
 
 def _mask_bytes(arguments: DistillationArguments, seq_len: int) -> int:
-    """Who may look where in a batch of packed rows, of one byte a pair of ids: each model makes its own mask."""
+    """Return the bytes of the masks of packed rows: one byte per pair of ids, and one mask per model."""
     return (1 + arguments.needs_teacher) * arguments.per_device_train_batch_size * seq_len**2
 
 
 def _gathered_bytes(config: TinyWaveConfig) -> int:
-    """Two whole blocks (the one at work and the next) and what stands outside the blocks, in 16 bits."""
+    """Return the bytes, in 16 bits, of two gathered blocks (current and next) and of the weights outside blocks."""
     model = _meta_model(config)
     blocks = model.get_decoder().layers
     in_blocks = sum(parameter.numel() for parameter in blocks.parameters())

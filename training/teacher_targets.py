@@ -1,4 +1,4 @@
-"""What a teacher says about a batch, and who says it: a model that runs, or anything else of the same protocol."""
+"""Teacher targets of a batch, and their sources: a teacher that runs online, or another [`TeacherSource`]."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,12 +23,12 @@ class TeacherTargets:
 
     Attributes:
         logits ([`~logits_losses.TeacherLogits`] or `None`): logits of any chunk of the N supervised positions, which
-            are counted row by row; `None` where the logits term is off. Log-probabilities are logits too. A teacher
-            that knows some ids only fills in the rest from the student's logits it is given: with its tail mass
-            spread as the student spreads its own, every divergence and its gradient are at temperature 1 those of the
-            known ids and the tail as one outcome.
-        block_outputs (`Mapping[int, torch.Tensor]`): by teacher block, the residual stream after it, `(B, T, d)`.
-        attention_inputs (`Mapping[int, AttentionInputs]`): by teacher block, queries and keys after RoPE.
+            are counted row by row; `None` if the logits term is disabled. Log-probabilities are valid logits. A source
+            that stores only some ids fills in the others from the student's logits: if the tail probability is
+            distributed as in the student, every divergence and its gradient are, at temperature 1, those of the stored
+            ids and the tail as a single outcome.
+        block_outputs (`Mapping[int, torch.Tensor]`): {teacher block: residual stream after it, of shape `(B, T, d)`}.
+        attention_inputs (`Mapping[int, AttentionInputs]`): {teacher block: queries and keys after RoPE}.
     """
 
     logits: TeacherLogits | None = None
@@ -37,22 +37,23 @@ class TeacherTargets:
 
 
 class TeacherSource(Protocol):
-    """Where [`DistillationTrainer`] takes its targets from.
+    """Protocol of the sources of teacher targets for [`DistillationTrainer`].
 
     Attributes:
-        config ([`~transformers.PreTrainedConfig`]): of the teacher: its id layout, sizes and number of blocks.
+        config ([`~transformers.PreTrainedConfig`]): config of the teacher, with its id layout, sizes and number of
+            blocks.
     """
 
     config: PreTrainedConfig
 
     def check(self, arguments: DistillationArguments, layer_map: LayerMap | None) -> None:
-        """Raise `ValueError` for an enabled term this source has no targets for, before any step is taken."""
+        """Raise `ValueError` if this source has no targets for an enabled term. It is called before training."""
 
     def targets(self, inputs: dict[str, torch.Tensor], positions: torch.Tensor) -> TeacherTargets:
         """Return the targets of one batch.
 
         Args:
-            inputs (`dict[str, torch.Tensor]`): the whole batch as the data collator made it, on the student's device.
+            inputs (`dict[str, torch.Tensor]`): the whole batch from the data collator, on the student's device.
             positions (`torch.BoolTensor` of shape `(B, T)`): the supervised positions, see
                 [`~losses.supervised_positions`].
         """
@@ -62,9 +63,10 @@ class OnlineTeacher:
     """A [`TeacherSource`] that runs the teacher on every batch, frozen and in evaluation mode.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): a causal LM of Llama's layout, on the student's device.
-        arguments ([`DistillationArguments`]): which terms are on.
-        layer_map ([`LayerMap`], *optional*): needed where a term compares blocks.
+        model ([`~transformers.PreTrainedModel`]): the teacher, a causal LM with Llama's layout, on the student's
+            device.
+        arguments ([`DistillationArguments`]): settings of the run, with the enabled terms.
+        layer_map ([`LayerMap`], *optional*): required if a term compares blocks.
     """
 
     def __init__(self, model: PreTrainedModel, arguments: DistillationArguments, layer_map: LayerMap | None):
@@ -78,7 +80,7 @@ class OnlineTeacher:
         )
 
     def check(self, arguments: DistillationArguments, layer_map: LayerMap | None) -> None:
-        """A model that runs has targets for every term."""
+        """Accept every term, because a teacher that runs has targets for all of them."""
 
     @torch.no_grad()
     def targets(self, inputs: dict[str, torch.Tensor], positions: torch.Tensor) -> TeacherTargets:
@@ -93,5 +95,5 @@ class OnlineTeacher:
 
 
 def whole_weight(module: nn.Module) -> torch.Tensor:
-    """The weight of a module, gathered from all ranks where it is sharded (FSDP2)."""
+    """Return the weight of a module, gathered from all ranks if it is sharded (FSDP2)."""
     return module.weight.full_tensor() if isinstance(module.weight, DTensor) else module.weight
