@@ -51,9 +51,11 @@ def scale_to_snr(noise: np.ndarray, speech: np.ndarray, snr_db: float) -> np.nda
 def switch(first: np.ndarray, second: np.ndarray, leave: int, enter: int | None = None) -> np.ndarray:
     """`first` up to the sample `leave`, then `second` from its sample `enter` on (default: the same place).
 
-    Every sample before `leave` is that of `first`; a crossfade of 10 ms begins there, so that no click tells.
+    Every sample before `leave` is that of `first`. A crossfade of 10 ms begins there, so that a click does not reveal
+    the switch.
 
-    Raises `ValueError` where a place is outside of its waveform.
+    Raises:
+        ValueError: if a position is outside its waveform.
     """
     enter = leave if enter is None else enter
     if not 0 < leave <= len(first) or not 0 < enter <= len(second):
@@ -77,7 +79,7 @@ def match_power(noise: np.ndarray, reference: np.ndarray, start: int) -> np.ndar
 
 
 def limit_pair(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scale both halves by one factor where either exceeds the peak 0.95: what they share stays shared."""
+    """Scale both halves by the same factor if either exceeds a peak of 0.95, so that shared samples stay equal."""
     gain = PEAK / max(np.abs(positive).max(), np.abs(negative).max(), PEAK)
     return (positive * gain).astype(np.float32), (negative * gain).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""What a codec costs, how large it is, and what must not change its tokens: batches, streams, files."""
+"""Speed and size of a codec, and the invariance of its tokens to batching, streaming, and saving and loading."""
 
 import statistics
 import tempfile

@@ -1,4 +1,4 @@
-"""What a codec is measured on: sets of recordings that none of its parts was trained on."""
+"""Evaluation material for codecs: sets of recordings that no part of the codec was trained on."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -118,7 +118,7 @@ def speak_in_every_voice(
 
 
 def pairs_of_voices(utterances: Sequence[HeldOutUtterance]) -> Iterator[tuple[int, int]]:
-    """Yield the positions of all pairs of utterances that say the same."""
+    """Yield the positions of all pairs of utterances of the same text."""
     for first, second in combinations(range(len(utterances)), 2):
         if utterances[first].text == utterances[second].text:
             yield first, second

@@ -1,6 +1,6 @@
-"""How good speech units are: agreement with a teacher, what they know of phones, and how little of the voice.
+"""Quality of speech units: agreement with a teacher, information about phones, and independence of the voice.
 
-Everything here compares sequences that exist already; making them is the speech encoder's work.
+The functions compare existing sequences of units; they do not run an encoder.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ _LEAD_SECONDS = 0.04
 
 @dataclass(frozen=True)
 class UnitPurity:
-    """What units and phones know of each other, after HuBERT (Hsu et al. 2021, arXiv 2106.07447, section IV-D).
+    """Mutual information and purities of units and phones, as in HuBERT (Hsu et al. 2021, arXiv 2106.07447, IV-D).
 
     Args:
         pnmi (`float`): mutual information of phone and unit / entropy of the phone: the share of the uncertainty about
-            the phone that the unit takes away. 0 for units that say nothing, 1 for units that determine the phone.
+            the phone that the unit removes. 0 for units independent of the phone, 1 for units that determine it.
         phone_purity (`float`): frame accuracy of guessing the most frequent phone of each unit.
         unit_purity (`float`): frame accuracy of guessing the most frequent unit of each phone ("cluster purity").
         num_frames (`int`): frames counted.

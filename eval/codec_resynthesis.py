@@ -1,7 +1,7 @@
-"""Recordings -> tokens -> recordings, and what is left: words, melody, style, naturalness.
+"""Resynthesis of recordings from tokens, and measures of words, intonation, style and naturalness.
 
-Every recording is encoded once and spoken in up to three ways, which differ in the streams that the vocoder is given.
-Units keep their true durations, so that a frame of the recording and of the resynthesis stand at the same time.
+Every recording is encoded once and resynthesized in up to three variants, which differ in the streams that the vocoder
+is given. Units keep their true durations, so that the frames of the recording and of the resynthesis are aligned.
 """
 
 import json

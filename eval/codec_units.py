@@ -1,4 +1,4 @@
-"""A codec's own speech encoder beside the large one that it learnt from: the same audio, the same measures."""
+"""Comparison of a codec's speech encoder with its larger teacher encoder, on the same audio."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ def encode_with_both(
 def measure_units(
     utterances: Sequence[HeldOutUtterance], own: SpeechEncoder, teacher: SpeechEncoder, seed: int = 0
 ) -> dict:
-    """Measure how well an encoder repeats its teacher's units, and what the units of both know of phones.
+    """Measure the agreement of an encoder's units with its teacher's, and the phonetic information of both.
 
     Returns:
         {"frame_accuracy", "pnmi": {"codec", "teacher"}, "phone_purity": the same}. Phones and units of a frame are
@@ -54,7 +54,7 @@ def measure_units(
 def measure_voice_distance(
     utterances: Sequence[HeldOutUtterance], own: SpeechEncoder, teacher: SpeechEncoder, seed: int = 0
 ) -> dict:
-    """Measure how differently two voices that say the same are encoded: 0 alike, 1 nothing in common.
+    """Measure how differently the same text is encoded in two voices: 0 for equal units, 1 for no common units.
 
     Args:
         utterances: the same sentences, each by several voices.

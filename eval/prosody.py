@@ -1,8 +1,8 @@
-"""Prosody in the prompt continued: does a model go on in the style it was spoken to, and as high?
+"""Prosody consistency: measure whether a continuation has the style and the pitch of its prompt.
 
-Prompts of known style are continued, and two things are measured: the style tokens that the model writes, and the F0
-of what is then heard. SPIRIT-LM asks the same of the sentiment of whole utterances, with a classifier of it (arXiv
-2402.05755); here the style tokens that the model itself writes, and the sound, give the answer.
+Prompts of known style are continued, and two quantities are measured: the style tokens that the model generates, and
+the F0 of the generated speech. SPIRIT-LM (arXiv 2402.05755) measures the same for the sentiment of whole utterances,
+with a classifier.
 
     prompts = read_styled_prompts(folder / "corpus", ("happy", "sad"), max_per_style=20)
     continuations = continue_prompts(TinyWavePipeline(model, processor, codec), prompts, max_new_tokens=200)
@@ -43,7 +43,7 @@ class StyledPrompt:
 
 @dataclass(frozen=True)
 class StyledContinuation:
-    """What a model says after a prompt of known style.
+    """The continuation of a prompt of known style.
 
     Args:
         prompt_id, prompt_style (`str`): of the prompt.
@@ -103,7 +103,7 @@ def continue_prompts(
     seed: int = 0,
     **generation_options: Any,
 ) -> list[StyledContinuation]:
-    """Continue every prompt in speech, by itself, and note the style and the pitch of the continuation.
+    """Generate a spoken continuation of every prompt, one at a time, and record its style and its pitch.
 
     Args:
         pipeline ([`TinyWavePipeline`]): of a model with style tokens.
@@ -144,7 +144,7 @@ def _mean_f0(segments: Sequence[GeneratedSegment], f0_extractor: F0Extractor) ->
 
 
 def measure_prosody(continuations: Sequence[StyledContinuation], *, seed: int = 0) -> dict:
-    """Measure how far the prosody of prompts goes on in their continuations.
+    """Measure how consistent the prosody of continuations is with that of their prompts.
 
     Args:
         continuations: of prompts of at least two styles.

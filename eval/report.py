@@ -1,4 +1,4 @@
-"""One self-contained HTML file that shows what a distillation run did: to read, to hear, to put into a talk."""
+"""Report of a distillation run, as a single self-contained HTML file with results, charts and audio players."""
 
 import math
 import os
@@ -141,7 +141,7 @@ def headline_tiles(report: dict) -> list[tuple[str, str, str]]:
 
 
 def format_duration(seconds: float) -> str:
-    """Write a length of time as people say it.
+    """Write a duration in seconds, minutes or hours.
 
     >>> format_duration(8.25), format_duration(75), format_duration(7260)
     ('8.2 s', '1 min 15 s', '2 h 01 min')

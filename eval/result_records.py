@@ -1,4 +1,4 @@
-"""What `tinywave evaluate` leaves for other programs: results.json, pairs.parquet, and results for a model card.
+"""Machine-readable results of `tinywave evaluate`: results.json, pairs.parquet, and results for a model card.
 
 A result is one number of one suite or of one part of it:
 

@@ -1,4 +1,4 @@
-"""The machine-readable end state of a run: what `report.json` holds, and how it is written."""
+"""The machine-readable results of a run, `report.json`."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ def build_report(
     samples: Sequence[str | os.PathLike],
     seconds: Mapping[str, float],
 ) -> dict:
-    """Assemble the machine-readable end state of a run.
+    """Return the machine-readable results of a run, the content of `report.json`.
 
     Args:
         evaluation (`Mapping`): from `evaluate_models`, with the models "teacher", "student" and optionally

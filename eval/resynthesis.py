@@ -1,6 +1,6 @@
 """Intelligibility after units: audio -> units -> waveform -> Whisper base -> word error rate.
 
-The word error rate of the original audio stands beside it: the recogniser's own errors are in both.
+The word error rate of the original audio is reported next to it, because both include the errors of the recognizer.
 """
 
 from collections.abc import Callable, Iterable, Sequence

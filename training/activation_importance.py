@@ -1,7 +1,7 @@
-"""How much each channel, FFN unit and attention head of a model does on a calibration set.
+"""Importance of each channel, FFN unit and attention head of a model, measured on a calibration set.
 
-These are the activation-based scores of Minitron (Muralidharan et al. 2024, arXiv 2407.14679). They rank what width
-pruning keeps and need forward passes only, no gradients.
+These are the activation-based scores of Minitron (Muralidharan et al. 2024, arXiv 2407.14679), by which width pruning
+ranks the parts of a model. They need only forward passes, no gradients.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -20,7 +20,7 @@ Judgement = tuple[torch.Tensor, list[torch.Tensor]]
 
 
 class PeriodDiscriminator(nn.Module):
-    """Judges every `period`-th sample: the waveform is folded into rows of that length and read down the columns."""
+    """Discriminator of every `period`-th sample: convolutions over the columns of the waveform folded into rows."""
 
     def __init__(self, period: int, channels: int):
         super().__init__()
@@ -40,7 +40,7 @@ class PeriodDiscriminator(nn.Module):
 
 
 class ScaleDiscriminator(nn.Module):
-    """Judges the waveform itself with grouped convolutions of growing stride."""
+    """Discriminator of the waveform: grouped convolutions of increasing stride."""
 
     def __init__(self, channels: int, norm=parametrizations.weight_norm):
         super().__init__()
@@ -60,7 +60,7 @@ class ScaleDiscriminator(nn.Module):
 
 
 class HifiGanDiscriminators(nn.Module):
-    """Five period discriminators, and three scale discriminators of which each hears half the rate of the last.
+    """Five period discriminators, and three scale discriminators, each at half the sampling rate of the previous one.
 
     Args:
         channels (`int`, default 1024): width of the last layers, a multiple of 32.
@@ -74,7 +74,7 @@ class HifiGanDiscriminators(nn.Module):
         if channels < 32 or channels % 32:
             raise ValueError(f"Found discriminators of {channels} channels; expected a multiple of 32.")
         self.periods = nn.ModuleList(PeriodDiscriminator(period, channels) for period in PERIODS)
-        # The first one hears the raw waveform, where the spectral norm keeps training stable.
+        # The input of the first one is the raw waveform, for which spectral norm stabilizes training.
         norms = [parametrizations.spectral_norm] + [parametrizations.weight_norm] * (NUM_SCALES - 1)
         self.scales = nn.ModuleList(ScaleDiscriminator(channels, norm) for norm in norms)
 

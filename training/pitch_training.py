@@ -67,9 +67,10 @@ def collate_contours(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def pitch_losses(output: PitchEncoderOutput, features: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Mean squared errors over real frames and codes.
+    """Return the mean squared errors over unpadded frames and codes.
 
-    "reconstruction": of relative F0 (Hz) and voiced flag together. "commitment": of the latents from their codes.
+    "reconstruction" is that of relative F0 (Hz) and voiced flag together, "commitment" that of the latents from their
+    codes.
     """
     real = output.codes >= 0
     frames_per_code = output.reconstruction.shape[1] // real.shape[1]
@@ -97,7 +98,7 @@ def update_codebook(
     restart_count: float = 1.0,
     reduce=lambda tensor: tensor,
 ) -> torch.Tensor:
-    """Move every code towards the mean of the latents that chose it; restart codes that few choose.
+    """Update every code towards the mean of the latents assigned to it, and restart rarely used codes.
 
     Args:
         quantizer: changed in place.
@@ -203,7 +204,7 @@ def train_pitch(
 def f0_correlation(pitch_encoder: PitchEncoder, contours: list[F0Contour]) -> float:
     """Return Pearson's correlation of F0 with what its codes decode to, over all voiced frames of all utterances.
 
-    Both sides are relative to the mean of their utterance, so that a difference between voices earns nothing.
+    Both contours are relative to the mean of their utterance, so that differences between voices do not count.
     """
     codes = pitch_encoder.f0_to_codes([(contour.f0, contour.voiced) for contour in contours])
     pairs = []

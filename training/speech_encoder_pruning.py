@@ -1,9 +1,9 @@
-"""Where a small Whisper speech encoder begins: the large one it learns from, with narrower feed-forward layers.
+"""Initialize a small Whisper speech encoder from its teacher, with narrower feed-forward layers.
 
-Feed-forward units are ranked by what they do on real speech (Muralidharan et al. 2024, Minitron, arXiv 2407.14679,
-section 2.2), and the outputs of those that stay are fitted, by least squares, to what all of them together made (He et
-al. 2017, arXiv 1707.06168, section 3.1). The attention and the convolutions stay whole, and the speech units are told
-apart by the distances to the teacher's centroids, written as a linear layer.
+Feed-forward units are ranked by their activations on real speech (Muralidharan et al. 2024, Minitron, arXiv
+2407.14679, section 2.2), and the output weights of the units that are kept are fitted, by least squares, to the output
+of all units (He et al. 2017, arXiv 1707.06168, section 3.1). The attention and the convolutions are copied whole, and
+the distances to the teacher's centroids, which determine the speech unit, are written as a linear layer.
 
 Shapes: N frames of the calibration speech, D width, H feed-forward units of the teacher, F of the student, K units.
 """
@@ -28,16 +28,20 @@ _SAME_SIZES = ("d_model", "encoder_attention_heads", "num_mel_bins")
 def prune_speech_encoder(
     teacher: SpeechEncoder, config: SpeechEncoderConfig, waveforms: Sequence[torch.Tensor]
 ) -> SpeechEncoder:
-    """Cut a Whisper speech encoder with centroids to a narrower one with a linear quantizer.
+    """Prune a Whisper speech encoder with centroids to a narrower one with a linear quantizer.
 
     Args:
-        teacher: 'whisper' backbone and centroids.
-        config: of the student: the teacher's but for `encoder_ffn_dim`, `max_source_positions`, the blocks, and
-            `quantizer="linear"` without hidden sizes.
-        waveforms: speech to rank and fit by, each 1-D at the teacher's rate; more frames than the teacher has
-            feed-forward units, best ten times as many (of Whisper base: seven minutes).
+        teacher ([`SpeechEncoder`]): encoder with a 'whisper' backbone and centroids.
+        config ([`SpeechEncoderConfig`]): config of the student: that of the teacher except for `encoder_ffn_dim`,
+            `max_source_positions`, the blocks, and `quantizer="linear"` without hidden sizes.
+        waveforms: calibration speech, each 1-D at the teacher's sampling rate. It must have more frames than the
+            teacher has feed-forward units, preferably ten times as many (for Whisper base: seven minutes).
 
-    Raises `ValueError` when the two do not fit each other.
+    Returns:
+        [`SpeechEncoder`]: the student.
+
+    Raises:
+        ValueError: if teacher and config do not match.
     """
     student = SpeechEncoder(config)
     _check(teacher, student)
@@ -127,7 +131,7 @@ def _refit(output: nn.Linear, moments: torch.Tensor, kept: torch.Tensor) -> tupl
 
 
 def _write_distances(centroids: CentroidQuantizer, linear: LinearQuantizer) -> None:
-    """Let the outputs of a linear layer be distances to centroids, and the blank less likely than any unit."""
+    """Set a linear layer so that its outputs are distances to centroids, with the blank less likely than any unit."""
     layer = linear.layers[0]
     weight = centroids.centroids / centroids.standard_deviation
     bias = -centroids.centroids.square().sum(-1) / 2 - weight @ centroids.mean

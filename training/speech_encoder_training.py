@@ -82,7 +82,7 @@ class SpeechEncoderTrainingArguments(TrainingArguments):
 class SpeechEncoderDataset(Dataset):
     """A random crop of every utterance, with the units that the teacher found in the whole utterance.
 
-    A crop that is played faster or slower keeps the units of its sounds: they are to be the same in every voice.
+    A crop that is played faster or slower keeps its units, so that the encoder learns the same units for all voices.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class SpeechEncoderDataset(Dataset):
         return torch.from_numpy(samples), torch.from_numpy(units)
 
     def _augment(self, samples: torch.Tensor) -> torch.Tensor:
-        """Add a room and noise to some crops, change the timbre and loudness of all; the teacher heard none of it."""
+        """Add a room and noise to some crops, change timbre and loudness of all; the teacher's input stays clean."""
         args = self.args
         if args.room_share and torch.rand(()) < args.room_share:
             samples = add_room(samples, self.sampling_rate)
@@ -174,8 +174,8 @@ def tilt_spectrum(samples: torch.Tensor, decibels_per_octave: float, sampling_ra
 def balance_voices(utterances: Sequence[UnitUtterance], other_voices_share: float) -> list[UnitUtterance]:
     """Repeat the utterances of all voices but the most frequent one until they are at least this share of all.
 
-    A voice that reads most of a corpus would otherwise be the only one whose sounds are learnt well. Without other
-    voices the utterances stay as they are.
+    Otherwise the encoder would fit mainly the voice that speaks most of the corpus. If there is only one voice, the
+    utterances are returned unchanged.
     """
     counts = Counter(utterance.voice for utterance in utterances)
     main_voice = counts.most_common(1)[0][0]
@@ -272,7 +272,7 @@ class SpeechEncoderForDistillation(nn.Module):
 
 
 def unpadded_crops(values: torch.Tensor, labels: torch.LongTensor, encoder: SpeechEncoder) -> list[torch.Tensor]:
-    """Return the crops of shape `(B, S)` as they are heard in use: each ends with the last frame that has a unit."""
+    """Return the crops `(B, S)` without padding, as at inference: each ends with the last frame that has a unit."""
     lengths = [
         (int(count) - 1) * encoder.samples_per_unit + encoder.samples_per_window
         for count in (labels != IGNORED).sum(1)
@@ -299,7 +299,7 @@ def _kept_frames(num_frames: int, mask_share: float) -> torch.Tensor:
 
 
 class SpeechEncoderTrainer(ResumableTrainer):
-    """`Trainer` that asks the teacher for its features where they count, and logs every loss term and the accuracy."""
+    """`Trainer` that runs the teacher if its features are in the loss, and logs every loss term and the accuracy."""
 
     def __init__(self, *args, teacher: SpeechEncoder | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -316,7 +316,7 @@ class SpeechEncoderTrainer(ResumableTrainer):
 
     @torch.no_grad()
     def _teacher_features(self, clean_values: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
-        """Normalised features of the labelled frames, `(N, D)`; the teacher hears no noise and no more than we do."""
+        """Return normalized features `(N, D)` of the labeled frames, for clean input cropped like the student's."""
         waveforms = unpadded_crops(clean_values, labels, self.teacher)
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
             features = self.teacher.extract_features(waveforms, batch_size=len(waveforms))
@@ -329,7 +329,7 @@ class SpeechEncoderTrainer(ResumableTrainer):
 
 
 def untrained_speech_encoder(config: SpeechEncoderConfig, seed: int) -> SpeechEncoder:
-    """A speech encoder of random weights, whose first convolution is a mel filter bank."""
+    """Return a speech encoder with random weights, whose first convolution is initialized as a mel filter bank."""
     torch.manual_seed(seed)
     encoder = SpeechEncoder(config)
     initialize_filter_bank(encoder.backbone.feature_extractor.conv_layers[0].conv, encoder.sampling_rate)

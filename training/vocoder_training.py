@@ -32,8 +32,8 @@ class VocoderTrainingArguments(TrainingArguments):
     prosody_dropout: float = field(
         default=0.0,
         metadata={
-            "help": "Share of crops that lose their pitch, and of those that lose their style, for a vocoder that "
-            "is to speak without them too."
+            "help": "Share of crops without pitch, and of crops without style, which trains a vocoder that works "
+            "without them, too."
         },
     )
     log_f0_weight: float = field(default=1.0, metadata={"help": "Weight of the L1 loss on log f0 where voiced."})
@@ -80,14 +80,14 @@ class VocoderDataset(Dataset):
         self.codes = [self._codes(example, style_names) for example in examples]
 
     def _codes(self, example: VocoderExample, style_names: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Pitch and style in force at each unit, `(U,)`, as far as the vocoder hears them."""
+        """Return the pitch and style codes at each unit, of shape `(U,)`, if they are inputs of the vocoder."""
         config, ones = self.config, torch.ones(len(example.units), dtype=torch.long)
         style = None
         if config.num_style_tokens:
             if example.style not in style_names:
                 raise ValueError(f"Found the style {example.style!r}; expected one of {', '.join(style_names)}.")
             style = style_names.index(example.style)
-        # Features carry pitch also for a vocoder that hears only style.
+        # The features hold pitch also for a vocoder whose only further input is style.
         pitch = example.pitch if config.num_pitch_tokens else None
         ratio = config.pitch_rate / config.unit_rate
         codes = {
@@ -139,7 +139,7 @@ def collate_vocoder_examples(rows: list[dict]) -> dict[str, torch.Tensor]:
 def vocoder_losses(
     output: VocoderOutput, batch: dict[str, torch.Tensor], output_std: torch.Tensor, output_sizes: list[int]
 ) -> dict[str, torch.Tensor]:
-    """Mean losses over real frames; L1 terms are in units of the standard deviation of their target."""
+    """Return the mean losses over unpadded frames; L1 terms are in standard deviations of their target."""
     num_frames = min(output.features.shape[1], batch["features"].shape[1])
     mask = length_mask(torch.minimum(output.lengths, batch["frame_lengths"]), num_frames)
     features_std, log_f0_std, _, energy_std, log_mel_std = output_std.split(output_sizes)
@@ -163,7 +163,10 @@ def vocoder_losses(
 
 
 def duration_loss(log_durations: torch.Tensor, durations: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error of log(1 + duration) over real units, all arguments `(B, U)` but lengths `(B,)`."""
+    """Return the mean absolute error of log(1 + duration) over unpadded units.
+
+    All arguments are of shape `(B, U)`, except `lengths` of shape `(B,)`.
+    """
     mask = length_mask(lengths, durations.shape[1]).squeeze(-1)
     error = (log_durations.float() - torch.log1p(durations.float())).abs() * mask
     return error.sum() / mask.sum()
@@ -218,7 +221,7 @@ def train_vocoder(
         args: Trainer arguments; `max_steps`, `seed`, `output_dir` and the loss weights matter most.
         config (default `VocoderConfig()`): sizes of the network.
         resume_from_checkpoint: as in `Trainer.train`.
-        style_names: the styles of a vocoder that hears them, in the order of their codes.
+        style_names: the styles, in the order of their codes, if style is an input of the vocoder.
 
     Raises:
         ValueError: the folder holds no training utterance, or none with the pitch and style that `config` counts.

@@ -1,15 +1,15 @@
-"""Which channels, FFN units and heads a narrower student keeps, and how a teacher's tensors are cut to them.
+"""Width pruning: select the channels, FFN units and heads that a narrower student keeps, and slice the weights.
 
-Minitron's width pruning (Muralidharan et al. 2024, arXiv 2407.14679), extended to Llama's details so that what is cut
-away changes nothing where it was nothing before: a unit, head or channel that is exactly zero, or key/value heads that
-are equal, may go without changing the logits.
+The method is Minitron's (Muralidharan et al. 2024, arXiv 2407.14679), adapted to Llama so that removing a unit, head
+or channel that is exactly zero, or merging key/value heads that are equal, does not change the logits:
 
-- RMSNorm divides by the root mean square over *all* channels. Over fewer channels it divides by another number, so
-  the gain of every norm is multiplied by the ratio of both, measured on the calibration set.
-- Rotary pairs stay pairs, and the pairs that are kept are those that turn at the speeds of the student's head size.
-- Scores are divided by the square root of the head size, so the queries are scaled by what that changes.
-- Where the student shares a key/value head among more queries than its teacher, it takes the mean of the teacher's
-  heads (grouped-query attention, Ainslie et al. 2023, arXiv 2305.13245, section 2.1).
+- RMSNorm divides by the root mean square over *all* channels, which changes with the number of channels. The gain of
+  every norm is therefore multiplied by the ratio of the two root mean squares, measured on the calibration set.
+- Rotary pairs are kept together, and the pairs that are kept are those whose frequencies match the student's head
+  size.
+- Attention scores are divided by the square root of the head size, so the queries are rescaled accordingly.
+- If the student shares a key/value head among more query heads than its teacher, that head is the mean of the
+  teacher's heads (grouped-query attention, Ainslie et al. 2023, arXiv 2305.13245, section 2.1).
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .activation_importance import ActivationImportance, BlockImportance
 
 @dataclass(frozen=True)
 class BlockCut:
-    """What one student block keeps of its teacher block; indices are those of the teacher.
+    """The parts of a teacher block that a student block keeps, as indices into the teacher block.
 
     F FFN size, H query heads, K key/value heads, D head size, all of the student.
 
@@ -42,12 +42,12 @@ class BlockCut:
 
 
 class WidthCut:
-    """Cuts the tensors of a teacher to the widths of a student.
+    """Slice the tensors of a teacher to the widths of a student.
 
     Args:
-        teacher ([`~transformers.PreTrainedModel`]): a causal LM of Llama's layout.
-        config ([`~transformers.PreTrainedConfig`]): of the student, no wider than the teacher in anything.
-        importance ([`ActivationImportance`]): scores of the teacher, for every block that is cut.
+        teacher ([`~transformers.PreTrainedModel`]): a causal LM with Llama's layout.
+        config ([`~transformers.PreTrainedConfig`]): config of the student; no size may exceed that of the teacher.
+        importance ([`ActivationImportance`]): importance scores of the teacher, for every block that is pruned.
     """
 
     def __init__(self, teacher: PreTrainedModel, config: PreTrainedConfig, importance: ActivationImportance):
@@ -105,7 +105,7 @@ class WidthCut:
 
 
 def most_important(scores: torch.Tensor, number: int) -> torch.Tensor:
-    """Indices of the `number` highest scores in ascending order; of equal scores the first is kept.
+    """Return the indices of the `number` highest scores in ascending order; of equal scores the first is kept.
 
     ```python
     >>> most_important(torch.tensor([3.0, 1.0, 5.0, 3.0]), 2).tolist()
@@ -171,13 +171,14 @@ def choose_heads(
 
 
 def choose_rotary_channels(teacher: PreTrainedModel, config: PreTrainedConfig) -> torch.Tensor:
-    """Channels of the teacher's queries and keys that turn at the speeds of the student's head size.
+    """Return the channels of the teacher's queries and keys whose rotary frequencies match the student's head size.
 
-    RoPE turns channel `i` and `i + D / 2` together by `position * frequency_i`. The student's frequencies are fixed
-    by its head size; each takes the teacher's pair of the nearest frequency, which is the same one where the head size
-    is divided by a whole number.
+    RoPE rotates the channels `i` and `i + D / 2` together by `position * frequency_i`. The student's frequencies are
+    determined by its head size. For each of them, the teacher's pair with the nearest frequency is kept; the
+    frequencies are equal if the teacher's head size is a multiple of the student's.
 
-    Raises `ValueError` where two of the student's frequencies would need the same pair.
+    Raises:
+        ValueError: if two of the student's frequencies are nearest to the same pair.
     """
     rotary = type(teacher.get_decoder().rotary_emb)
     frequencies, teacher_frequencies = rotary(config).inv_freq.log(), rotary(teacher.config).inv_freq.log()
@@ -191,5 +192,5 @@ def choose_rotary_channels(teacher: PreTrainedModel, config: PreTrainedConfig) -
 
 
 def head_size(config: PreTrainedConfig) -> int:
-    """Channels per attention head."""
+    """Return the number of channels per attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
