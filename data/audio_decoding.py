@@ -176,7 +176,9 @@ def _reason(error: Exception) -> str:
 
 
 def _is_ffmpeg_first(head: bytes) -> bool:
-    return _is_mpeg_audio(head) or head.startswith(_READ_BY_FFMPEG_FIRST)
+    # libsndfile prints what it finds wrong with MP3, also within WAV.
+    is_mp3_in_wav = head[:4] == b"RIFF" and head[12:16] == b"fmt " and head[20:22] == b"\x55\x00"
+    return is_mp3_in_wav or _is_mpeg_audio(head) or head.startswith(_READ_BY_FFMPEG_FIRST)
 
 
 def _is_mpeg_audio(head: bytes) -> bool:
@@ -470,9 +472,9 @@ def report_early_end(decoded: DecodedAudio, name: str) -> None:
 
 def header_seconds(file: BinaryIO) -> float | None:
     """Return the length in seconds that the header of uncompressed audio or FLAC states; None for other files."""
-    head = file.read(12)
+    head = file.read(32)
     file.seek(0)
-    if not _is_audio_head(head) or len(_beginnings(file)) > 1:
+    if not _is_audio_head(head) or _is_ffmpeg_first(head) or len(_beginnings(file)) > 1:
         return None
     file.seek(0)
     try:
