@@ -10,7 +10,7 @@ from transformers import set_seed
 
 from ..configuration_tinywave import PROSODY_STREAMS
 from ..data.interleaving import read_documents, read_encoder
-from ..data.storage import write_json
+from ..data.storage import read_json, write_json
 from ..eval.ablation import TEACHER as TEACHER_RUN
 from ..eval.ablation import ablation_to_markdown, build_ablation, score_run, write_page
 from ..eval.suites import check_streams, read_suite
@@ -151,8 +151,8 @@ class Ablation:
         """The scores of a run: from its file, or of the model that is trained for it."""
         path, settings = self.folder / "runs" / name / f"seed_{seed}.json", self._settings(name, seed)
         if path.is_file():
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["settings"] != settings:
+            record = read_json(path)
+            if record.get("settings") != settings:
                 raise ValueError(
                     f"{path} is of other settings than the recipe's, of another teacher or of units of another codec; "
                     "delete it to repeat the run, or choose another --output-dir."

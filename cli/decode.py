@@ -1,11 +1,11 @@
 """`tinywave decode tokens.json recording.wav`"""
 
-import json
 from pathlib import Path
 
 from ..codec_tinywave import SpeechCodec
 from ..configuration_tinywave import STREAM_FIELDS
 from ..data.audio_io import check_writable_format, write_audio
+from ..data.storage import read_json
 from ..tokenization_tinywave import SpeechStreams, ids_to_streams, tokens_to_ids
 from .loading import add_codec_arguments, open_codec
 
@@ -35,10 +35,10 @@ def read_record(path: Path) -> dict:
     Raises `ValueError` naming the file when it holds anything else, `OSError` when it cannot be read.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); expected the output of `tinywave encode`") from error
-    if not isinstance(record, dict) or record.get("units") is None and record.get("tokens") is None:
+        record = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; make it with `tinywave encode`") from error
+    if record.get("units") is None and record.get("tokens") is None:
         raise ValueError(f'{path} has neither "units" nor "tokens"; expected the output of `tinywave encode`')
     for name, kind, words in (
         *((name, int, "whole numbers") for name in STREAM_FIELDS.values()),

@@ -1,8 +1,8 @@
 """`tinywave export outputs/quickstart/student outputs/student.gguf --engine gguf --weights q8_0`"""
 
-import json
 from pathlib import Path
 
+from ..data.storage import read_json
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..quantization_tinywave import INT8
 from .loading import load_language_model
@@ -56,4 +56,4 @@ def run(arguments) -> int:
 
 
 def _weight_format(folder: Path) -> str | None:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("weight_format")
+    return read_json(folder / "config.json").get("weight_format")

@@ -3,7 +3,6 @@
 Every step leaves its result in the output folder and is skipped when it is there: an interrupted run continues.
 """
 
-import json
 import platform
 import time
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from ..data.audio_io import load_audio, write_audio
 from ..data.codec_loading import load_codec
 from ..data.corpus import SAMPLING_RATE, iterate_corpus, prepare_corpus, verify_splits
 from ..data.interleaving import read_documents
-from ..data.storage import write_json
+from ..data.storage import read_json, write_json
 from ..data.text_items import text_items
 from ..data.unit_extraction import extract_units
 from ..eval.prosody import continue_prompts, measure_prosody, read_styled_prompts
@@ -81,7 +80,7 @@ class Quickstart:
         self.prosody = [name for name in PROSODY_STREAMS if name in self.variant["streams"]]
         RunRecord(folder, "quickstart", {"recipe": recipe, "variant": variant}, {})
         self.seconds_file = folder / "seconds.json"
-        self.seconds = json.loads(self.seconds_file.read_text()) if self.seconds_file.is_file() else {}
+        self.seconds = read_json(self.seconds_file) if self.seconds_file.is_file() else {}
 
     def run(self) -> dict:
         """Runs every step that is not done and returns the report."""
@@ -245,8 +244,7 @@ class Quickstart:
 
     def _write_report(self) -> dict:
         evaluation, resynthesis, continued = (
-            json.loads((self.folder / name).read_text())
-            for name in ("evaluation.json", "resynthesis.json", "continuations.json")
+            read_json(self.folder / name) for name in ("evaluation.json", "resynthesis.json", "continuations.json")
         )
         cards = continued["continuations"]
         prosody = self.folder / "prosody.json"
@@ -260,7 +258,7 @@ class Quickstart:
         report |= {
             "resynthesis": resynthesis,
             "continuations": cards,
-            **({"prosody": json.loads(prosody.read_text())} if prosody.is_file() else {}),
+            **({"prosody": read_json(prosody)} if prosody.is_file() else {}),
             "speed": {"units_per_second": continued["units_per_second"]},
             "curves": {name: self._loss_curve(name) for name in MODELS[1:]},
             "configuration": self.recipe,
@@ -276,5 +274,5 @@ class Quickstart:
         return report
 
     def _loss_curve(self, name: str) -> list[dict]:
-        state = json.loads((self.folder / name / "trainer_state.json").read_text())
+        state = read_json(self.folder / name / "trainer_state.json")
         return [entry for entry in state["log_history"] if "loss" in entry]

@@ -5,7 +5,6 @@ nothing else, and memory-mapped, so that a file of 13 GB costs no memory before 
 that the files carry are compared first.
 """
 
-import json
 import pickle
 import pickletools
 import re
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..data.storage import read_json
 from .key_report import TensorSpec
 
 _SAFETENSORS_DTYPES = {
@@ -204,17 +204,6 @@ def _refusal(path: Path, wanted: list[str]) -> str:
         "it is refused. If you trust the file, load it where the package it came from is installed, and save the "
         "tensors alone in the same nesting: torch.save({name: tensor, ...}, path)"
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises `ValueError` where it holds anything else, `FileNotFoundError`."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); download it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}; expected a JSON object")
-    return content
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from ..configuration_tinywave import HifiGanConfig
+from ..data.storage import read_json
 from ..hifigan_tinywave import HifiGanVocoder
-from .checkpoint_files import Checkpoint, load_torch_file, read_json
+from .checkpoint_files import Checkpoint, load_torch_file
 from .conversion import Conversion, ConvertOptions
 from .key_report import KeyMap
 from .licences import SPIRIT_LM, UNKNOWN

@@ -4,7 +4,6 @@ The file holds Llama's architecture, the weights in a chosen type, and the token
 of their own, so that ids are the same everywhere. The encoders and the vocoder stay outside: a runtime is given ids.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from gguf import GGMLQuantizationType, quants
 from tqdm.auto import tqdm
 
-from ..data.storage import atomic_file
+from ..data.storage import atomic_file, read_json
 from ..modeling_tinywave import TinyWaveForCausalLM
 
 WEIGHT_TYPES = {
@@ -134,7 +133,7 @@ def _read_tokenizer(path: str | os.PathLike | None) -> dict:
     """A tokenizer.json, or one without tokens; llama.cpp's server does not start without any."""
     if path is None:
         return {"model": {"vocab": {}}, "added_tokens": []}
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict, config) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from ..configuration_tinywave import SpeechEncoderConfig
+from ..data.storage import read_json
 from ..speech_encoder_tinywave import SpeechEncoder
-from .checkpoint_files import Checkpoint, open_file, open_weights, read_json, read_settings
+from .checkpoint_files import Checkpoint, open_file, open_weights, read_settings
 from .conversion import Conversion, ConvertOptions
 from .hubert_checkpoint import LAYER, USAGE
 from .key_report import KeyMap, TensorSpec

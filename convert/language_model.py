@@ -9,10 +9,11 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from ..configuration_tinywave import TinyWaveConfig
+from ..data.storage import read_json
 from ..modeling_tinywave import TinyWaveForCausalLM
 from ..processing_tinywave import TinyWaveProcessor
 from ..tokenization_tinywave import build_tokenizer
-from .checkpoint_files import read_json, without_file_fields
+from .checkpoint_files import without_file_fields
 from .key_report import KeyMap
 
 LLAMA_KEYS = KeyMap(

@@ -21,7 +21,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from .checkpoint_files import open_weights, read_json, without_file_fields
+from ..data.storage import read_json
+from .checkpoint_files import open_weights, without_file_fields
 from .conversion import Conversion, ConvertOptions
 from .key_report import KeyMap
 from .language_model import TIED_HEAD, empty_model, llama_to_tinywave_config, save_companions

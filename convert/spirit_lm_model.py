@@ -8,7 +8,8 @@ tokenizer.json). The 7B models have Llama-2's 291 tensors, the TinyWave students
 
 from pathlib import Path
 
-from .checkpoint_files import open_weights, read_json, read_settings
+from ..data.storage import read_json
+from .checkpoint_files import open_weights, read_settings
 from .conversion import Conversion, ConvertOptions
 from .key_report import KeyMap
 from .language_model import LLAMA_KEYS, TIED_HEAD, USAGE, empty_model, llama_to_tinywave_config, save_companions

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from ..configuration_tinywave import StyleEncoderConfig
+from ..data.storage import read_json
 from ..style_encoder_tinywave import StyleEncoder
-from .checkpoint_files import open_weights, read_json, read_settings
+from .checkpoint_files import open_weights, read_settings
 from .conversion import Conversion, ConvertOptions
 from .key_report import KeyMap
 from .licences import SPIRIT_LM

@@ -13,8 +13,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
+from ..data.storage import read_json
 from ..tokenization_tinywave import SPEECH_MARKER, TEXT_MARKER
-from .checkpoint_files import read_json
 from .sentencepiece_model import CONTROL, UNKNOWN, SentencePieceModel, read_sentencepiece_model
 
 _SPACE = "\u2581"

@@ -31,7 +31,7 @@ from . import hibari_voice
 from .audio_io import report_left_out, waveform_to_flac_bytes
 from .kokoro_voice import MIX, TEST_VOICES, TRAIN_VOICES, KokoroVoice
 from .pronunciation import TimedLabel, hibari_assets
-from .storage import atomic_file
+from .storage import atomic_file, read_json
 from .worker_processes import follow_parent
 
 SAMPLING_RATE = 16_000
@@ -401,7 +401,7 @@ def _open_manifest(folder: Path, items: Sequence[CorpusItem], rows: list[int], s
 def _read_manifest(folder: Path) -> dict:
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         if manifest["format"] != _FORMAT:
             raise CorpusError(f"{path} has format {manifest['format']}, expected {_FORMAT}; make the corpus again.")
         return manifest

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 # File systems allow 255 bytes for a name, and a character takes up to four.
 _NAME_CHARACTERS = 50
@@ -169,6 +170,31 @@ def write_json(record: Mapping | Sequence, path: str | os.PathLike) -> Path:
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def read_json(path: str | os.PathLike, may_be_list: bool = False) -> Any:
+    """Read a JSON file that contains an object or, with `may_be_list`, a list.
+
+    Raises:
+        FileNotFoundError: where there is no file.
+        ValueError: for a file that is not JSON in UTF-8, is nested too deeply, or contains anything else.
+    """
+    try:
+        content = parse_json(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) and not (may_be_list and isinstance(content, list)):
+        expected = "a JSON object or list" if may_be_list else "a JSON object"
+        raise ValueError(f"{path} contains {type(content).__name__}; expected {expected}")
+    return content
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON; `ValueError` for any mistake in it, too deep a nesting among them."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:

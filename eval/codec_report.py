@@ -19,7 +19,7 @@ import numpy as np
 
 from ..codec_tinywave import SpeechCodec
 from ..data.f0_extraction import load_f0_extractor
-from ..data.storage import write_json
+from ..data.storage import read_json, write_json
 from ..speech_encoder_tinywave import SpeechEncoder
 from .codec_checks import (
     REFERENCE_SAMPLES,
@@ -161,7 +161,7 @@ class CodecReport:
     def _part(self, name: str, measure: Callable[..., dict], *arguments) -> dict:
         """The record of a part, read where it was measured under the same key."""
         path = self.output_folder / "parts" / f"{name}.json"
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        saved = read_json(path) if path.is_file() else {}
         if saved.get("key") != self.key:
             print(f"measuring {name.replace('_', ' ')}", file=sys.stderr, flush=True)
             saved = {"key": self.key, "record": measure(*arguments)}

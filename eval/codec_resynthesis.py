@@ -4,7 +4,6 @@ Every recording is encoded once and resynthesized in up to three variants, which
 is given. Units keep their true durations, so that the frames of the recording and of the resynthesis are aligned.
 """
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ import soxr
 from tqdm import tqdm
 
 from ..codec_tinywave import SpeechCodec
-from ..data.storage import write_json
+from ..data.storage import read_json, write_json
 from ..f0_tinywave import F0Extractor
 from ..pitch_encoder_tinywave import contour_to_features
 from ..tokenization_tinywave import SpeechStreams
@@ -141,7 +140,7 @@ def resynthesis_rows(
         name (`str`, default "resynthesis"): what the progress bar calls it.
     """
     path = Path(path)
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    saved = read_json(path) if path.is_file() else {}
     rows = {row["id"]: row for row in saved["rows"]} if saved.get("key") == key else {}
     for utterance in tqdm(utterances, desc=name, unit="clip"):
         if utterance.id not in rows:

@@ -1,12 +1,12 @@
 """Recordings with transcripts, to listen to and to measure intelligibility on."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..data.audio_io import AudioError, load_audio, refuse_same_targets, report_left_out
 from ..data.corpus import SAMPLING_RATE, iterate_corpus
+from ..data.storage import read_json
 from .resynthesis import SpokenText
 
 
@@ -35,10 +35,10 @@ def _read_transcripts(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a mapping from file name to transcript.")
     try:
-        transcripts = json.loads(path.read_text(encoding="utf-8"))
+        transcripts = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); expected a mapping from file name to transcript") from error
-    if not isinstance(transcripts, dict) or not all(isinstance(text, str) for text in transcripts.values()):
+        raise ValueError(f"{error}; expected a mapping from file name to transcript") from error
+    if not all(isinstance(text, str) for text in transcripts.values()):
         raise ValueError(f"{path} holds something else than a mapping from file name to transcript")
     return dict(sorted(transcripts.items()))
 

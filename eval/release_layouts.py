@@ -16,7 +16,6 @@ A layout lists recordings by the id of their pair; whether both halves are there
 """
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.audio_io import find_audio_files, is_named_like_audio
-from ..data.storage import check_plain_name
+from ..data.storage import check_plain_name, parse_json
 from .aggregation import OUT_OF_VOCABULARY, SALMON_PARTS
 from .salmon_tables import AUDIO_COLUMNS, StoredRecording, read_labels, salmon_tables
 from .suites import HALVES, SuiteError
@@ -405,7 +404,7 @@ def _manifest_rows(file: Path, problems: list[Problem]) -> Iterator[tuple[int, d
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if not isinstance(row, dict):
                 raise ValueError(f"found {type(row).__name__}")
             yield number, row

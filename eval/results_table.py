@@ -4,11 +4,10 @@
 """
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.storage import atomic_file
+from ..data.storage import atomic_file, read_json
 from ..training.model_card import escape_markdown
 
 MODELS = {"teacher": "teacher", "student": "student", "no_distillation": "no distillation"}
@@ -232,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("report", help="report.json of `tinywave quickstart`")
     parser.add_argument("readme", help="README.md that holds the two results markers")
     arguments = parser.parse_args(argv)
-    report = json.loads(Path(arguments.report).read_text(encoding="utf-8"))
+    report = read_json(arguments.report)
     write_between_markers(report_to_markdown(report), arguments.readme)
 
 

@@ -1,7 +1,6 @@
 """Encode recordings of minimal pairs into a manifest of token streams, the only input that scoring needs."""
 
 import hashlib
-import json
 import os
 import shutil
 from collections import Counter
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 from ..codec_tinywave import SpeechCodec
 from ..configuration_tinywave import STREAM_FIELDS
 from ..data.audio_io import AudioError, load_audio
-from ..data.storage import write_json
+from ..data.storage import read_json, write_json
 from ..tokenization_tinywave import SpeechStreams
 from .readers import AudioPair, AudioSuite, Problem, refuse_problems
 from .salmon_tables import StoredRecording
@@ -134,8 +133,8 @@ def _to_record(suite: AudioSuite, encoded: _Encoded) -> dict:
 
 def _read_finished(output: Path, record_path: Path, header: Mapping) -> _Encoded | None:
     try:
-        record = json.loads(record_path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or any(record.get(key) != value for key, value in header.items()):
+        record = read_json(record_path)
+        if any(record.get(key) != value for key, value in header.items()):
             return None
         problems = [Problem(row["name"], row["reason"]) for row in record["problems"] if row["stage"] == "encoding"]
         return _Encoded(read_suite(output), problems)
@@ -184,7 +183,7 @@ def _write_shard(shard: _Encoded, path: Path) -> None:
 
 def _read_shard(path: Path) -> _Encoded | None:
     try:
-        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        record = read_json(path.with_suffix(".json"))
         problems = [Problem(*row) for row in record["problems"]]
         return _Encoded(read_suite(path) if record["num_pairs"] else [], problems)
     except (OSError, ValueError):

@@ -4,7 +4,6 @@ A release holds 16 kHz mono 16-bit WAV files and tables under the official names
 licences, settings, and for each pair what its halves differ in. It is written last: where it is, the release is whole.
 """
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -19,7 +18,7 @@ from ..data.audio_io import load_audio, write_audio
 from ..data.corpus import SAMPLING_RATE, TextItem, iterate_corpus, prepare_corpus, sentence_key
 from ..data.hibari_voice import VOICE
 from ..data.kokoro_voice import TEST_VOICES, VOICES_PACKAGE
-from ..data.storage import atomic_file, write_json
+from ..data.storage import atomic_file, read_json, write_json
 from .release_plan import ReleaseItem, ReleasePlan, Speech
 from .release_suites import SUITES
 from .suites import SuiteError
@@ -160,8 +159,8 @@ def read_release_record(folder: str | os.PathLike) -> dict:
     """The `suite.json` of a release; `SuiteError` where there is none that can be read."""
     path = Path(folder) / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or not isinstance(record.get("items"), list | type(None)):
+        record = read_json(path)
+        if not isinstance(record.get("items"), list | type(None)):
             raise ValueError("not a record of a suite")
         return record
     except FileNotFoundError as error:

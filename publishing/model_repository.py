@@ -1,7 +1,6 @@
 """A complete model repository in a local folder: assembled anew, kept where it is what was there before."""
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from ..codec_tinywave import SpeechCodec
 from ..data.audio_io import write_audio
-from ..data.storage import partial_path, replace_folder, write_json
+from ..data.storage import partial_path, read_json, replace_folder, write_json
 from ..eval.result_records import write_hub_results
 from ..pipeline_tinywave import TinyWavePipeline
 from ..training.model_card import CARD
@@ -150,7 +149,7 @@ def _assemble(source: Source, repo_id: str, folder: Path) -> None:
 
 def _forget_the_machine(tokenizer_config: Path) -> None:
     """Take out how the tokenizer was loaded here, which transformers saves with it."""
-    settings = json.loads(tokenizer_config.read_text(encoding="utf-8"))
+    settings = read_json(tokenizer_config)
     write_json({name: value for name, value in settings.items() if name not in _OF_THIS_MACHINE}, tokenizer_config)
 
 
@@ -190,7 +189,7 @@ def _speak_example(source: Source, folder: Path) -> Example:
 def _read_stamp(folder: Path) -> dict:
     """What an earlier call wrote into the folder; `ValueError` where something else is in it."""
     if (folder / STAMP).is_file():
-        return json.loads((folder / STAMP).read_text(encoding="utf-8"))
+        return read_json(folder / STAMP)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
             f"{folder} holds other things than a repository that tinywave publish made; name a new or empty folder "

@@ -4,7 +4,6 @@ Everything here is read, nothing is assumed: what a run did not write down is No
 about it.
 """
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..cli.shipped import TEACHER
 from ..data.corpus import MANIFEST, iterate_corpus
+from ..data.storage import read_json
 from ..eval.result_records import WHOLE_SUITE
 from ..eval.results import STUDENT
 from ..eval.results import TEACHER as TEACHER_ROLE
@@ -149,9 +149,9 @@ def _read_json(path: Path) -> dict | list:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, may_be_list=True)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}; make it again or move it away") from error
+        raise ValueError(f"{error}; make it again or move it away") from error
 
 
 def _licence(folder: Path, report: dict) -> dict:

@@ -279,7 +279,7 @@ def test_a_recording_of_blanks_alone_is_one_line(codec, tmp_path, capsys):
 
 @pytest.mark.parametrize(("content", "message"), [
     ("not json", "is not JSON"),
-    ("[1, 2]", 'has neither "units" nor "tokens"'),
+    ("[1, 2]", "expected a JSON object"),
     ('{"units": null, "tokens": null}', 'has neither "units" nor "tokens"'),
     ('{"units": [1, "two"]}', '"units" in'),
     ('{"units": [1], "pitch": 3}', '"pitch" in'),

@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
 from tinywave.cli.main import main
-from tinywave.convert.checkpoint_files import load_torch_file, open_file, open_weights, read_json
+from tinywave.convert.checkpoint_files import load_torch_file, open_file, open_weights
 from tinywave.convert.conversion import ConversionRun, ConvertOptions
 from tinywave.convert.key_report import KeyMap, TensorSpec, match_keys
 from tinywave.convert.licences import stated_licence
 from tinywave.convert.style_classifier import plan
 from tinywave.convert.weight_shards import PlannedTensor, ShardWriter, plan_shards, write_safetensors
+from tinywave.data.storage import read_json
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_damaged_safetensors_and_json_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is not JSON"):
         read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds list; expected a JSON object"):
+    with pytest.raises(ValueError, match="contains list; expected a JSON object"):
         read_json(tmp_path / "config.json")
 
 

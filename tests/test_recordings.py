@@ -237,7 +237,7 @@ def test_bad_files_beside_transcripts_are_left_out_and_two_of_one_stem_refused(t
         '{"b.wav": "two"}': "none of the 1",
         '["a.wav"]': "mapping",
         '{"a.wav": 1}': "mapping",
-        "{": "is no JSON",
+        "{": "is not JSON",
     }
     refused['{"a.wav": "one", "a.mp3": "two"}'] = "a.mp3 and .*a.wav would get the id a"
     for text, reason in refused.items():

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tinywave.data import storage
-from tinywave.data.storage import atomic_file, atomic_folder, content_digest, partial_path, write_json
+from tinywave.data.storage import atomic_file, atomic_folder, content_digest, partial_path, read_json, write_json
 
 
 @pytest.mark.parametrize(
@@ -118,3 +118,18 @@ def test_temporary_names_of_processes_differ(tmp_path, monkeypatch):
     first = partial_path(tmp_path / "x")
     monkeypatch.setattr(os, "getpid", lambda: 1)
     assert partial_path(tmp_path / "x") != first
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[]", "contains list; expected a JSON object"),
+    ],
+)
+def test_files_that_are_no_json_object_are_refused_by_name(content, problem, tmp_path):
+    (tmp_path / "record.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"record\.json .*{problem}"):
+        read_json(tmp_path / "record.json")
