@@ -24,7 +24,6 @@ from ..pipeline_tinywave import GeneratedSegment, TinyWavePipeline
 from ..tokenization_tinywave import Segment
 from .argument_types import BATCH_SIZE, MIN_TOKENS, NUM_TOKENS, SEED, TEMPERATURE
 from .loading import add_codec_arguments, load_language_model, open_codec
-from .main import EXIT_FAILED
 from .paths import check_output_file
 from .shipped import TEACHER
 
@@ -131,7 +130,9 @@ def continue_folder(arguments, sampling: dict) -> int:
     for path, problem in problems.items():
         print(f"{path}: {problem.removeprefix(str(path)).strip()}", file=sys.stderr)
     print(output)
-    return EXIT_FAILED if problems else 0
+    if problems:
+        raise ValueError(f"{len(problems)} of {len(paths)} recordings of {arguments.input_dir} were not continued")
+    return 0
 
 
 def listen(

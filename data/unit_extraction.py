@@ -30,6 +30,7 @@ from ..speech_encoder_tinywave import SpeechEncoder
 from ..speech_quantizers_tinywave import CentroidQuantizer
 from .audio_io import load_audio, report_left_out
 from .codec_loading import load_codec, save_encoders
+from .corpus import MANIFEST, corpus_shards
 from .storage import atomic_file
 from .worker_processes import follow_parent
 
@@ -330,6 +331,10 @@ def _shards(folder: str | os.PathLike) -> list[Path]:
     paths = sorted(Path(folder).glob("*.parquet"))
     if not paths:
         raise ShardError(f"{folder} holds no parquet shards; prepare the corpus first")
+    if (Path(folder) / MANIFEST).exists():  # A corpus of other tools has none.
+        for path, _ in corpus_shards(folder):
+            if path not in paths:
+                raise ShardError(f"{path} is missing, the corpus is unfinished; run its preparation again to resume")
     return paths
 
 

@@ -19,6 +19,7 @@ from tinywave.codec_tinywave import SpeechCodec
 from tinywave.configuration_tinywave import PitchEncoderConfig, SpeechEncoderConfig, StyleEncoderConfig
 from tinywave.data.audio_io import load_audio, waveform_to_flac_bytes
 from tinywave.data.codec_loading import load_speech_encoder
+from tinywave.data.corpus import MANIFEST
 from tinywave.data.f0_extraction import load_f0_extractor
 from tinywave.data.unit_extraction import (
     ShardError,
@@ -381,3 +382,13 @@ def test_kmeans_finds_the_clusters_that_are_there():
 def test_a_folder_without_an_encoder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a speech encoder"):
         load_speech_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "problem"), [("", "is damaged"), ('{"format": 1, "rows": [1, 1]}', "shard-00001.parquet is missing")]
+)
+def test_an_unfinished_corpus_is_not_encoded_in_part(manifest, problem, codec, tmp_path):
+    (tmp_path / "shard-00000.parquet").touch()
+    (tmp_path / MANIFEST).write_text(manifest)
+    with pytest.raises(ValueError, match=problem):
+        extract_units(tmp_path, codec, tmp_path / "units", num_processes=1)
