@@ -5,8 +5,10 @@ checks the kind of the model and the values of its weights.
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +17,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 _NUM_SHOWN = 3
@@ -67,15 +69,19 @@ def load_pretrained(
     if is_folder and has_safetensors:
         check_model_type(name_or_path, model_class)
         _check_num_layers(Path(name_or_path), read_config(name_or_path))
+        generation_config = Path(name_or_path) / GENERATION_CONFIG_NAME
+        if generation_config.is_file():  # transformers takes defaults in place of one that it cannot read.
+            _read_object(generation_config)
     try:
         # A tensor of another shape is left out and reported with both shapes, and refused below.
-        model, report = model_class.from_pretrained(
-            name_or_path,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            use_safetensors=has_safetensors,
-            **options,
-        )
+        with _no_load_report():
+            model, report = model_class.from_pretrained(
+                name_or_path,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                use_safetensors=has_safetensors,
+                **options,
+            )
     except CheckpointError:
         raise
     except _LOADING_ERRORS as error:
@@ -110,16 +116,10 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         FileNotFoundError: where there is none.
         CheckpointError: for one that is not a JSON object.
     """
-    path = Path(folder) / CONFIG_NAME
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return _read_object(Path(folder) / CONFIG_NAME)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder} contains no model: {CONFIG_NAME} is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} contains {type(config).__name__}; expected a JSON object")
-    return config
 
 
 def check_model_type(folder: str | os.PathLike, model_class: type[PreTrainedModel]) -> None:
@@ -209,6 +209,33 @@ def _folder_of(name_or_path: str | os.PathLike, options: dict[str, Any]) -> Path
     revision, cache = options.get("revision"), options.get("cache_dir")
     config = try_to_load_from_cache(str(name_or_path), CONFIG_NAME, cache_dir=cache, revision=revision)
     return Path(config).parent if isinstance(config, str) else None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} contains {type(content).__name__}; expected a JSON object")
+    return content
+
+
+@contextmanager
+def _no_load_report() -> Iterator[None]:
+    """Leave out the table in which transformers announces random weights: they are refused, or trained next."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _check_num_layers(folder: Path, config: dict[str, Any]) -> None:

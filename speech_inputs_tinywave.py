@@ -2,13 +2,15 @@
 
 import io
 import os
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from .waveform_tinywave import AudioError, convert_waveform
+from .waveform_tinywave import AudioError, convert_waveform, report_audio
 
 try:
     import soundfile
@@ -22,6 +24,10 @@ EXPECTED = (
 )
 # libsndfile reads these whole. Of others it may read a part only.
 _READABLE_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "AIFF", "AU")
+_FLAC_BEGINNING = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
+# What libsndfile's log says of a chunk that is longer than the file; a program that writes to a pipe states none.
+_SHORT_CHUNK = re.compile(r"^ ?(?:data|SSND) : (\d+) \(should be [1-9]", re.MULTILINE)
+_UNKNOWN_CHUNK_BYTES = 0x7FFFFF00
 
 
 def is_audio(value: Any) -> bool:
@@ -93,13 +99,28 @@ def _read_encoded(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
     if soundfile is None:
         raise AudioError(f"{name} is an encoded file, which needs the package soundfile; install it, or {advice}")
     try:
-        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else name) as file:
+        content = source if isinstance(source, (bytes, bytearray)) else Path(source).read_bytes()
+        if _is_joined(content):
+            raise AudioError(f"{name} consists of several files, one after the other; {advice}")
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
             if file.format not in _READABLE_FORMATS or file.frames > 2**40:
                 raise AudioError(f"{name} is a {file.format} file; {advice}")
+            short = _SHORT_CHUNK.search(file.extra_info)
+            if short and int(short[1]) < _UNKNOWN_CHUNK_BYTES:
+                report_audio(f"{name} ends before the end that its header states")
             return file.read(dtype="float32", always_2d=True), file.samplerate
     except (soundfile.SoundFileError, OSError, RuntimeError, TypeError) as error:
         reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or error
         raise AudioError(f"{name} cannot be read ({reason}); {advice}") from error
+
+
+def _is_joined(content: bytes) -> bool:
+    """Whether a WAV, AIFF or FLAC file is followed by another one, of which libsndfile reads nothing."""
+    order = {b"RIFF": "little", b"FORM": "big"}.get(content[:4])
+    if order is None:
+        return _FLAC_BEGINNING.search(content, 4) is not None
+    end = int.from_bytes(content[4:8], order) + 8
+    return content[end : end + 4] == content[:4]
 
 
 def as_batch(conversations: Any) -> tuple[list, bool]:

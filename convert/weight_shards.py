@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.storage import atomic_file, file_sha256, write_json
+from ..data.storage import atomic_file, file_sha256, read_json, write_json
 from .key_report import TensorSpec
 
 MAX_SHARD_BYTES = 4_000_000_000
@@ -123,9 +123,9 @@ class ShardWriter:
         if not path.is_file():
             return {}
         try:
-            report = json.loads(path.read_text(encoding="utf-8"))
+            report = read_json(path)
             recorded = dict(report["sha256"]) if report["fingerprint"] == self.fingerprint else {}
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError):
             return {}
         return {
             shard.file: recorded[shard.file]

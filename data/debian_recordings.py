@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 from tqdm.auto import tqdm
 
-from .audio_io import convert_waveform, write_audio
+from .audio_io import convert_waveform, report_left_out, write_audio
 from .corpus import SAMPLING_RATE
 from .pronunciation import MissingMaterialError, missing_material
 from .recordings import RecordingFolder
@@ -55,7 +55,7 @@ def _write_recordings(package: str, folder: Path) -> None:
         if not paths:
             raise ValueError(f"The package {package} holds no files that end in {', '.join(SUFFIXES)}.")
         Random(0).shuffle(paths)
-        for index, waveform in enumerate(join_prompts(map(_decode, paths))):
+        for index, waveform in enumerate(join_prompts(_decoded(paths))):
             write_audio(folder / f"{index:04d}.flac", waveform, SAMPLING_RATE)
 
 
@@ -85,6 +85,15 @@ def _run(command: Sequence[str], folder: Path, failure: str) -> None:
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if result.returncode != 0:
         raise MissingMaterialError(f"{failure}: {result.stderr.strip()[-500:]}")
+
+
+def _decoded(paths: Sequence[Path]) -> Iterator[np.ndarray]:
+    """The prompts that can be decoded; the others are named on standard error."""
+    for path in paths:
+        try:
+            yield _decode(path)
+        except (OSError, ValueError, IndexError) as error:
+            report_left_out({path.name: str(error)})
 
 
 def _decode(path: Path) -> np.ndarray:

@@ -294,3 +294,19 @@ def test_a_judge_is_read_from_a_gguf_file(tmp_path):
     (tmp_path / "judge.gguf").write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_judge(tmp_path / "judge.gguf")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, "{"])
+def test_a_generation_config_that_cannot_be_read_is_refused(content, damaged):
+    folder = damaged("language_model")
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match="generation_config.json (cannot be read|contains list)"):
+        LOADERS["language_model"](folder)
+
+
+def test_a_refusal_is_not_preceded_by_the_announcement_of_random_weights(damaged, capsys, caplog):
+    folder = damaged("language_model")
+    change_tensors(folder, leave_out)
+    with pytest.raises(CheckpointError, match="lacks"):
+        LOADERS["language_model"](folder)
+    assert "LOAD REPORT" not in capsys.readouterr().err + caplog.text

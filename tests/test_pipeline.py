@@ -1,6 +1,8 @@
 """Text and speech continued by tiny real models, on real speech."""
 
+import io
 import threading
+import warnings
 from itertools import groupby
 from pathlib import Path
 
@@ -34,9 +36,11 @@ from tinywave.pipeline_tinywave import TinyWavePipeline, last_frames
 from tinywave.pitch_encoder_tinywave import PitchEncoder
 from tinywave.processing_tinywave import TinyWaveProcessor
 from tinywave.speech_encoder_tinywave import SpeechEncoder
+from tinywave.speech_inputs_tinywave import to_waveform
 from tinywave.style_encoder_tinywave import StyleEncoder
 from tinywave.tokenization_tinywave import build_tokenizer, deduplicate, train_text_tokenizer
 from tinywave.vocoder_tinywave import Vocoder
+from tinywave.waveform_tinywave import AudioError, AudioWarning
 
 NUM_UNITS = 500
 
@@ -545,6 +549,28 @@ def test_audio_in_every_form_is_the_same_prompt(pipeline, speech, tmp_path):
         for conversation in (segment, [segment]):
             (found,) = pipeline(conversation, **options)
             assert found.streams == expected.streams, name
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "AIFF"])
+def test_encoded_files_are_read_whole_or_refused(speech, tmp_path, kind):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, speech[:16_000], 16_000, format=kind)
+    content, path = buffer.getvalue(), tmp_path / "recording"
+    assert len(to_waveform(content, None, 16_000)) == 16_000
+    path.write_bytes(content * 2)
+    for audio in (path, content * 2, {"path": str(path)}):
+        with pytest.raises(AudioError, match="consists of several files, one after the other; decode it first"):
+            to_waveform(audio, None, 16_000)
+    if kind != "FLAC":  # A FLAC file that is cut is an error of libsndfile.
+        with pytest.warns(AudioWarning, match="ends before the end that its header states"):
+            assert 7_000 < len(to_waveform(content[: len(content) // 2], None, 16_000)) < 8_100
+        # A program that writes to a pipe knows no length, and states the largest.
+        order, marker = ("little", b"data") if kind == "WAV" else ("big", b"SSND")
+        place = content.index(marker) + 4
+        piped = content[:place] + 0x7FFFFFF0.to_bytes(4, order) + content[place + 4 :]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert len(to_waveform(piped, None, 16_000)) == 16_000
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])

@@ -182,6 +182,7 @@ def archive(tmp_path, clips, monkeypatch):
     for index, clip in enumerate(clips):
         write_encoded(sounds / f"{index}.g722", load_audio(clip), "g722", 16_000)
     (sounds / "nothing.g722").write_bytes(b"")
+    (sounds / "damaged.wav").write_bytes(b"RIFF and nothing more")
     (sounds / "again.g722").symlink_to("0.g722")
     (sounds / "readme.txt").write_text("not audio")
     (tree / "DEBIAN").mkdir()
@@ -196,9 +197,10 @@ def archive(tmp_path, clips, monkeypatch):
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
 
 
-def test_a_package_becomes_recordings_of_its_voice(archive, clips, tmp_path):
+def test_a_package_becomes_recordings_of_its_voice(archive, clips, tmp_path, capsys):
     packages = [{"name": "prompts", "voice": "reader", "licence": "CC-BY-SA-3.0"}]
     folders = debian_recordings(packages, tmp_path / "unpacked")
+    assert "left out: damaged.wav: " in capsys.readouterr().err
     rows = list(iterate_corpus(prepare_recordings(folders, tmp_path / "corpus", num_processes=1)))
     assert {(row["voice"], row["licence"], row["source"]) for row in rows} == {("reader", "CC-BY-SA-3.0", "prompts")}
     assert [row["id"] for row in rows] == ["reader/0000", "reader/0001"]

@@ -121,3 +121,21 @@ def test_a_missing_input_is_named_before_the_folder_is_made(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         RunRecord(tmp_path / "run", "train", {}, {"units": tmp_path / "nowhere"})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("verb", RECIPES)
+def test_a_command_that_was_refused_can_be_corrected(verb, units, tmp_path, capsys):
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    (wrong / "shard-00000.parquet").write_bytes(b"no parquet")
+    assert run(verb, tmp_path, wrong) == 2
+    assert "shard-00000.parquet" in capsys.readouterr().err.splitlines()[-1]
+    assert run(verb, tmp_path, units) == 0
+    assert run(verb, tmp_path, wrong) == 2
+    assert "belongs to a run with another inputs.units" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_record_that_is_nested_too_deeply_is_refused_by_name(tmp_path):
+    (tmp_path / RUN_FILE).write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="run.json is not JSON: it is nested too deeply; choose another"):
+        RunRecord(tmp_path, "train", {}, {})

@@ -1,6 +1,5 @@
 """Checkpoints of training runs: detection of complete checkpoints, atomic writing, and saving of finished models."""
 
-import json
 import os
 import shutil
 import warnings
@@ -13,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.trainer_utils import sort_checkpoints
 
-from ..data.storage import replace_folder, write_json
+from ..data.storage import read_json, replace_folder, write_json
 
 CHECKPOINT_MARKER = "checkpoint_complete.json"
 _PARTIAL = ".checkpoint-{}.partial"
@@ -40,7 +39,7 @@ def is_complete(checkpoint: str | os.PathLike) -> bool:
     number generators, which a checkpoint of the weights alone lacks.
     """
     try:
-        sizes = json.loads((Path(checkpoint) / CHECKPOINT_MARKER).read_text(encoding="utf-8"))["files"]
+        sizes = read_json(Path(checkpoint) / CHECKPOINT_MARKER)["files"]
         has_states = any(name.startswith("rng_state") for name in sizes)
         return has_states and all((Path(checkpoint) / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ..data.storage import content_digest, write_json
+from ..data.storage import content_digest, read_json, write_json
 
 RUN_FILE = "run.json"
 # What a model, a corpus, a units folder or a teacher cache consists of.
@@ -50,7 +50,7 @@ class RunRecord:
         record = {"stage": stage, "settings": settings, "inputs": digests}
         self.record = json.loads(json.dumps(record))
         found = self._read()
-        if found is None:
+        if found is None or self._is_only_file():
             self._check_no_model()
             self.output_dir.mkdir(parents=True, exist_ok=True)
             write_json(self.record, self._path)
@@ -68,14 +68,15 @@ class RunRecord:
 
     def _read(self) -> dict | None:
         try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
+            return read_json(self._path)
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ValueError(f"{self._path} is not JSON ({error}); {_ANOTHER_FOLDER}") from error
-        if not isinstance(found, dict):
-            raise ValueError(f"{self._path} contains {type(found).__name__}; {_ANOTHER_FOLDER}")
-        return found
+            raise ValueError(f"{error}; {_ANOTHER_FOLDER}") from error
+
+    def _is_only_file(self) -> bool:
+        """Whether the run that the record describes has written nothing, as where its inputs could not be read."""
+        return all(path == self._path for path in self.output_dir.iterdir())
 
     def _check_no_model(self) -> None:
         for pattern in _MODEL_PATTERNS:
