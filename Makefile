@@ -1,6 +1,7 @@
 # make install     create .venv and install everything (torch first, exact versions)
 # make quickstart  distil a student from the shipped teacher, score it, hear it (about eighteen minutes)
 # make test        run the tests
+# make reliability  kill every long command, give it bad inputs and full disks; write docs/reliability.md (20 minutes)
 # make lint        run ruff
 # make bench       measure speed, as ratios, into benchmarks/results (about an hour; 10 GB of memory)
 # make assets      rebuild every shipped artefact from nothing (hours)
@@ -17,7 +18,7 @@ export PIP_NO_INPUT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench assets readme expressive interleaved demo docs
+.PHONY: help install quickstart test reliability lint bench assets readme expressive interleaved demo docs
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -36,6 +37,11 @@ quickstart: install
 
 test: install
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile
+
+reliability: install
+	rm -rf outputs/reliability
+	OMP_NUM_THREADS=1 .venv/bin/pytest tests/reliability -n 2 -m "exhaustive or not exhaustive" --records outputs/reliability
+	.venv/bin/python -m tinywave.tests.reliability.report outputs/reliability
 
 lint: install
 	.venv/bin/ruff check .

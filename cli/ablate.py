@@ -1,7 +1,6 @@
 """`tinywave ablate --units outputs/units --output-dir outputs/ablation`"""
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -196,12 +195,9 @@ class Ablation:
         return folder
 
     def _corrected_teacher(self) -> Path:
-        """Made once for all runs, in a folder that gets its name when it is complete."""
+        """Made once for all runs."""
         folder = self.folder / "corrected_teacher"
-        if not folder.is_dir():
-            partial = folder.with_name("corrected_teacher.partial")
-            correct(self.correction, self.teacher, self.units_folder, partial)
-            os.replace(partial, folder)
+        correct(self.correction, self.teacher, self.units_folder, folder)
         return folder
 
 

@@ -93,9 +93,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         _report(interrupt, debug)
         return getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
-    except Exception as error:
+    except Exception as raised:
+        error = as_full_disk(raised)
         is_expected = isinstance(error, expected_errors())
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if error is not raised or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
             discard_output()
         _report(error, debug, "" if is_expected else _DEFECT)
         return EXIT_FAILED if is_expected else EXIT_DEFECT
@@ -150,6 +151,15 @@ def _show_warning(show: Callable, message: Warning | str, category: type[Warning
         print(f"tinywave: warning: {message}", file=sys.stderr)
     else:
         show(message, category, *where, **options)
+
+
+def as_full_disk(error: Exception) -> Exception:
+    """Return the `OSError` of a full disk for what safetensors and torch raise in its place, else the error itself."""
+    text = " ".join(str(error).split())
+    is_writer = "PytorchStreamWriter failed writing" in text
+    if isinstance(error, OSError) or not (is_writer or os.strerror(errno.ENOSPC) in text):
+        return error
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), text)
 
 
 def expected_errors() -> tuple[type[BaseException], ...]:

@@ -66,7 +66,7 @@ def check_output_folder(path: str | os.PathLike) -> None:
         raise ValueError(f"the output folder {os.fspath(path)!r} is not a path")
     if os.path.lexists(path) and not os.path.isdir(path):
         raise ValueError(f"the output folder {path} is a file; choose another folder")
-    _check_writable(Path(path))
+    _check_writable(Path(path), path)
 
 
 def check_output_file(path: str, may_be_folder: bool = False) -> None:
@@ -75,23 +75,23 @@ def check_output_file(path: str, may_be_folder: bool = False) -> None:
         raise ValueError(f"the output {path!r} is not a path")
     if os.path.isdir(path) and not may_be_folder:
         raise ValueError(f"the output {path} is a folder; expected the name of a file")
-    _check_writable(Path(path).parent)
+    _check_writable(Path(path).parent, path)
 
 
-def _check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written into, by the nearest folder above it that exists."""
+def _check_writable(folder: Path, output: str | os.PathLike) -> None:
+    """Refuse an output in a folder that cannot be made or written into, by the nearest folder above that exists."""
     existing = Path(os.path.abspath(folder))
     try:
         while not os.path.lexists(existing):
             existing = existing.parent
     except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror}") from error
+        raise ValueError(f"{output} cannot be written: {error.strerror}") from error
     if not existing.is_dir():
-        raise ValueError(f"{folder} cannot be made: {existing} is a file")
+        raise ValueError(f"{output} cannot be made: {existing} is a file")
     if any(len(os.fsencode(part)) > os.pathconf(existing, "PC_NAME_MAX") for part in folder.parts):
-        raise ValueError(f"{folder} cannot be made: the name is too long")
+        raise ValueError(f"{output} cannot be made: the name is too long")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"{folder} cannot be written: {existing} is read-only for this user")
+        raise ValueError(f"{output} cannot be written: {existing} is read-only for this user")
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """Every command that works for long, on inputs so small that it takes seconds."""
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import yaml
 
@@ -14,24 +16,21 @@ from tinywave.data.corpus import iterate_corpus
 from tinywave.stages.parsing import load_recipe
 
 from .processes import run_command
+from .trees import differences, leftovers, read_tree
 
+OUTPUT = "output"
 _VOICE = {"voices": "hibari"}
-# What the log of a training run holds beside losses.
-_TIMES = (
-    "train_runtime", "train_samples_per_second", "train_steps_per_second", "eval_runtime", "eval_samples_per_second",
-    "eval_steps_per_second", "tokens_per_second",
-)  # fmt: skip
-_TRAINING_KEYS = {
-    "*trainer_state.json": _TIMES,
-    # The records of files and sizes: that of trainer_state.json depends on how many digits its times have.
-    "*checkpoint_complete.json": ("trainer_state.json",),
-    "*run.json": ("trainer_state.json",),
-}
+
+
+# A pickle of torch, whose bytes depend on which equal strings are one object; records of files name its size.
+_PICKLE = "training_args.bin"
+_EXEMPT = {f"*{_PICKLE}": "a pickle whose bytes depend on which equal strings are one object"}
+_EXEMPT_KEYS = {"*checkpoint_complete.json": (_PICKLE,), "*run.json": (_PICKLE,)}
 
 
 @dataclass(frozen=True)
 class LongCommand:
-    """A command of the command line that writes into the folder or file `output`.
+    """A command of the command line that writes into the folder `OUTPUT` of the working directory, or a file in it.
 
     Args:
         verb (`str`): also the name of the command in the report, with `variant`.
@@ -53,12 +52,10 @@ class LongCommand:
     def name(self) -> str:
         return f"{self.verb} {self.variant}".strip()
 
-    def command_line(self, inputs: Path) -> list[str]:
-        return [self.verb, *map(str, self.arguments(inputs))]
-
-
-def _trained(verb: str, arguments: Callable[[Path], list], variant: str = "") -> LongCommand:
-    return LongCommand(verb, arguments, variant, exempt_keys=_TRAINING_KEYS)
+    def command_line(self, inputs: Path, output: str = OUTPUT) -> list[str]:
+        """The arguments of the command line, with another output folder than `OUTPUT` where one is given."""
+        words = [str(argument) for argument in self.arguments(inputs)]
+        return [self.verb, *(re.sub(f"^{OUTPUT}(?=/|$)", lambda _: output, word) for word in words)]
 
 
 COMMANDS = (
@@ -78,10 +75,10 @@ COMMANDS = (
         "fit-units",
         lambda i: [i / "units.yaml", "--corpus", i / "corpus", "--output-dir", "output", "--num-processes", "1"],
     ),
-    _trained("train", lambda i: [i / "train.yaml", "--units", i / "units", "--output-dir", "output"]),
-    _trained("correct", lambda i: [i / "correct.yaml", "--units", i / "units", "--output-dir", "output"]),
-    _trained("distill", lambda i: [i / "distill.yaml", "--units", i / "units", "--output-dir", "output"]),
-    _trained(
+    LongCommand("train", lambda i: [i / "train.yaml", "--units", i / "units", "--output-dir", "output"]),
+    LongCommand("correct", lambda i: [i / "correct.yaml", "--units", i / "units", "--output-dir", "output"]),
+    LongCommand("distill", lambda i: [i / "distill.yaml", "--units", i / "units", "--output-dir", "output"]),
+    LongCommand(
         "train-heads",
         lambda i: [i / "heads.yaml", "--model", i / "student", "--units", i / "units", "--output-dir", "output"],
     ),
@@ -89,9 +86,9 @@ COMMANDS = (
         "cache-teacher",
         lambda i: [i / "distill.yaml", "--units", i / "units", "--output-dir", "output", "--hidden-states"],
     ),
-    _trained("train-pitch", lambda i: [i / "pitch.yaml", "--corpus", i / "corpus", "--output-dir", "output"]),
-    _trained("train-style", lambda i: [i / "style.yaml", "--corpus", i / "corpus", "--output-dir", "output"]),
-    _trained(
+    LongCommand("train-pitch", lambda i: [i / "pitch.yaml", "--corpus", i / "corpus", "--output-dir", "output"]),
+    LongCommand("train-style", lambda i: [i / "style.yaml", "--corpus", i / "corpus", "--output-dir", "output"]),
+    LongCommand(
         "train-speech-encoder",
         lambda i: [
             i / "encoder.yaml",
@@ -102,6 +99,16 @@ COMMANDS = (
             "--output-dir",
             "output",
         ],  # fmt: skip
+    ),
+    LongCommand("train-vocoder", lambda i: [i / "vocoder.yaml", "--output-dir", "output"]),
+    LongCommand(
+        "train-hifigan",
+        lambda i: [i / "hifigan.yaml", "--corpus", i / "corpus", "--units", i / "units", "--output-dir", "output"],
+    ),
+    LongCommand(
+        "ablate",
+        lambda i: [i / "ablation.yaml", "--units", i / "units", "--suites", i / "suites", "--output-dir", "output"],
+        chained=True,
     ),
     LongCommand("build-suites", lambda i: [i / "suites.yaml", "--output-dir", "output", "--num-processes", "1"]),
     LongCommand(
@@ -127,6 +134,21 @@ COMMANDS = (
         "evaluate",
         lambda i: ["--model", i / "student", "--suite", i / "release", "--output-dir", "output"],
         "of recordings",
+    ),
+    LongCommand(
+        "evaluate-generation",
+        lambda i: [
+            "--model",
+            i / "student",
+            "--num-prompts",
+            "2",
+            "--prompt-seconds",
+            "1",
+            "--max-new-tokens",
+            "24",
+            "--output-dir",
+            "output",
+        ],  # fmt: skip
     ),
     LongCommand("export", lambda i: [i / "student", "output"], "to 8 bits"),
     LongCommand("export", lambda i: [i / "student", "output/model.gguf", "--engine", "gguf"], "to GGUF"),
@@ -157,18 +179,26 @@ COMMANDS = (
         "quickstart",
         lambda i: ["--recipe", i / "quickstart.yaml", "--output-dir", "output", "--num-processes", "1"],
         exempt={
-            "output/seconds.json": "wall times",
-            "output/report.html": "shows the wall times and speeds of report.json",
+            "*seconds.json": "wall times",
+            "*report.html": "shows the wall times and speeds of report.json",
         },
         exempt_keys={
-            **_TRAINING_KEYS,
-            "output/report.json": ("seconds", "units_per_second"),
-            "output/continuations.json": ("units_per_second",),
+            "*report.json": ("seconds", "units_per_second"),
+            "*continuations.json": ("units_per_second",),
         },
         chained=True,
     ),
 )
 FAST = ("prepare", "train", "distill", "generate of a folder")
+
+
+def check_result(
+    command: LongCommand, folder: Path, expected: Path, exempt: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """Return how what a command wrote into a folder differs from what an uninterrupted run wrote into another."""
+    exempt, exempt_keys = {**_EXEMPT, **command.exempt, **exempt}, {**_EXEMPT_KEYS, **command.exempt_keys}
+    found, wanted = (read_tree(item, exempt, exempt_keys) for item in (folder, expected))
+    return differences(found, wanted) + [f"left behind: {name}" for name in leftovers(folder)]
 
 
 def make_inputs(folder: Path) -> Path:
@@ -219,6 +249,19 @@ def _recipes(folder: Path) -> dict[str, dict]:
         "num_continuations": 1,
         "generation": {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 20},
     }  # fmt: skip
+    ablation = load_recipe("ablation") | {
+        "distillation": str(folder / "distill.yaml"),
+        "correction": str(folder / "correct.yaml"),
+        "streams": list(STREAM_NAMES),
+        "suites": ["lexical"],
+        "seeds": [0],
+        "training": {"max_steps": 2, "warmup_steps": 0},
+        "runs": {"all": {}, "uncorrected_teacher": {"corrected": False}},
+    }
+    hifigan = _shorten("nano/hifigan")
+    hifigan["model"] |= {"initial_channels": 32}
+    hifigan["training"] |= {"bf16": False, "use_cpu": True, "discriminator_channels": 32, "segment_samples": 2560}
+    hifigan["training"].pop("dataloader_persistent_workers")
     return {
         "corpus": corpus,
         "recordings": {"recordings": [{"folder": str(AUDIO / "librivox"), "split": "train", "licence": "public"}]},
@@ -230,6 +273,9 @@ def _recipes(folder: Path) -> dict[str, dict]:
         "pitch": _shorten("nano/pitch", hours={"train": 0.01, "validation": 0.002}),
         "style": _shorten("nano/style", hours_per_style=0.001),
         "encoder": _shorten("nano/hubert_speech_encoder"),
+        "vocoder": _shorten("nano/vocoder", num_story_sentences=3, kokoro_share=0.0),
+        "hifigan": hifigan,
+        "ablation": ablation,
         "suites": {"seed": 5, "suites": {"lexical": 8}},
         "quickstart": quickstart,
     }

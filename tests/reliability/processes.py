@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tinywave.cli.main import main
@@ -30,8 +30,8 @@ class Outcome:
         output (`str`): what it printed on standard output.
         errors (`str`): what it printed on standard error.
         seconds (`float`): wall time.
-        operations (`list`): changes to files below the working directory, in order: kind and relative path.
-        has_killed (`bool`): whether the run was still at work when the signal was sent.
+        operations (`list`): changes to files below the working directory, in order: kind and relative path. Of a run
+            that was killed at one of them only that one.
     """
 
     exit_code: int
@@ -39,12 +39,11 @@ class Outcome:
     errors: str
     seconds: float
     operations: list[tuple[str, str]] = field(default_factory=list)
-    has_killed: bool = False
 
     @property
-    def last_line(self) -> str:
-        """The last line on standard error."""
-        return (self.errors.strip().splitlines() or [""])[-1]
+    def message(self) -> str:
+        """The last line of the command on standard error; a progress bar may stand before and after it."""
+        return self.errors.rpartition("tinywave: ")[2].partition("\n")[0]
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,14 @@ class Kill:
     after_seconds: float | None = None
     at_content_of: int | None = None
     signal_number: int = signal.SIGKILL
+
+    def earlier(self) -> "Kill":
+        """The same in half the time, for a run that had ended before."""
+        if self.after_seconds is not None:
+            return replace(self, after_seconds=self.after_seconds / 2)
+        if self.at_content_of:
+            return replace(self, at_content_of=self.at_content_of // 2)
+        return Kill(at_operation=(self.at_operation or 0) // 2)
 
 
 def run_command(
@@ -116,25 +123,22 @@ class RunningCommand:
             target=_work,
             args=(arguments, str(folder), str(self.logs), at_operation, clock_offset, user_id, environment),
         )
+        self.process.start()  # The first one starts the server, which imports everything.
         self.start = time.monotonic()
-        self.process.start()
 
     def wait(self, kill: Kill | None = None, timeout: float = TIMEOUT_SECONDS) -> Outcome:
         """Wait for the end, or bring it about as `kill` says."""
-        has_killed = False
         if kill is not None and kill.after_seconds is not None:
             self.process.join(kill.after_seconds)
-            has_killed = self._send(kill.signal_number)
+            self._send(kill.signal_number)
         elif kill is not None and kill.at_content_of is not None:
-            if self._wait_for_content(kill.at_content_of):
-                has_killed = self._send(kill.signal_number)
+            self._wait_for_content(kill.at_content_of)
+            self._send(kill.signal_number)
         self.process.join(timeout)
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
             raise TimeoutError(f"no end after {timeout:.0f} s; standard error: {self._read('stderr')[-500:]}")
-        if kill is not None and kill.at_operation is not None:
-            has_killed = self.process.exitcode == -signal.SIGKILL
         operations = self._read("operations.json")
         return Outcome(
             self.process.exitcode,
@@ -142,25 +146,21 @@ class RunningCommand:
             self._read("stderr"),
             time.monotonic() - self.start,
             [tuple(item) for item in json.loads(operations)] if operations else [],
-            has_killed,
         )
 
-    def _send(self, signal_number: int) -> bool:
-        if self.process.exitcode is not None:
-            return False
-        os.kill(self.process.pid, signal_number)
-        return True
+    def _send(self, signal_number: int) -> None:
+        if self.process.exitcode is None:
+            os.kill(self.process.pid, signal_number)
 
-    def _wait_for_content(self, number: int) -> bool:
+    def _wait_for_content(self, number: int) -> None:
         seen = set(self.known_files)
         while self.process.exitcode is None:
             for path in _files(self.folder):
                 if path not in seen and _has_content(path):
                     seen.add(path)
                     if len(seen) - len(self.known_files) > number:
-                        return True
+                        return
             time.sleep(_POLL_SECONDS)
-        return False
 
     def _read(self, name: str) -> str:
         path = self.logs / name
@@ -195,12 +195,17 @@ def _work(arguments, folder, logs, at_operation, clock_offset, user_id, environm
         os.setuid(user_id)
     if clock_offset:
         _shift_clock(clock_offset)
-    operations = _observe(os.path.realpath(folder), at_operation)
+    operations = _observe(os.path.realpath(folder), os.path.join(logs, "operations.json"), at_operation)
     code = main(arguments)
-    recorded = list(operations)
-    with open(os.path.join(logs, "operations.json"), "w", encoding="utf-8") as file:
-        json.dump(recorded, file)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # The command has ended, and only its record is to be written.
+    _write_record(list(operations), os.path.join(logs, "operations.json"))
     sys.exit(code)
+
+
+def _write_record(operations: list[tuple[str, str]], path: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(operations, file)
 
 
 def _shift_clock(seconds: float) -> None:
@@ -209,7 +214,7 @@ def _shift_clock(seconds: float) -> None:
     time.time_ns = lambda: clock_ns() + int(seconds * 1e9)
 
 
-def _observe(folder: str, at_operation: int | None) -> list[tuple[str, str]]:
+def _observe(folder: str, record: str, at_operation: int | None) -> list[tuple[str, str]]:
     """Record every change to a file below `folder`, and kill this process just before one of them."""
     operations: list[tuple[str, str]] = []
 
@@ -222,9 +227,11 @@ def _observe(folder: str, at_operation: int | None) -> list[tuple[str, str]]:
             places = [_place(path, arguments[-1]) for path in arguments[: _CHANGES.get(event, 0)]]
         if not any(place.startswith(folder + os.sep) for place in places):
             return
+        operation = (event, " -> ".join(os.path.relpath(place, folder) for place in places))
         if len(operations) == at_operation:
+            _write_record([operation], record)
             os.kill(os.getpid(), signal.SIGKILL)
-        operations.append((event, " -> ".join(os.path.relpath(place, folder) for place in places)))
+        operations.append(operation)
 
     sys.addaudithook(hook)
     return operations

@@ -35,6 +35,11 @@ def leftovers(folder: Path) -> list[str]:
     return [name for name in names if LEFTOVER.search(name)]
 
 
+def is_inside_checkpoint(folder: Path) -> bool:
+    """Return whether a run below a folder has begun a checkpoint that is not complete."""
+    return any(Path(folder).rglob(".checkpoint-*.partial/*"))
+
+
 def differences(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
     """Return a line for every file that is missing, not expected, or of other content."""
     lines = [f"missing: {name}" for name in expected if name not in found]
