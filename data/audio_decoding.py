@@ -20,6 +20,7 @@ import soundfile
 from av.audio.frame import format_dtypes
 
 from ..waveform_tinywave import AudioError, check_num_channels, check_sampling_rate, report_audio
+from .ogg_pages import ogg_pages, stated_ogg_length
 
 MAX_DECODED_SAMPLES = 2**29
 """Samples of all channels that a file may decode to: 2 GiB as float32, or 90 minutes of stereo at 48 kHz."""
@@ -199,7 +200,7 @@ def _beginnings(file: BinaryIO) -> list[int]:
         with _content_of(file) as content:
             return [0, *(found.start() for found in pattern.finditer(content) if found.start())]
     if head.startswith(b"OggS"):
-        return [page.start for page in _ogg_pages(file) if page.begins_file] or [0]
+        return [page.start for page in ogg_pages(file) if page.begins_file] or [0]
     return [0]
 
 
@@ -339,7 +340,7 @@ def _promised_frames(opened: soundfile.SoundFile) -> int:
 
 
 def _decode_with_ffmpeg(file: BinaryIO, collector: _Collector) -> DecodedAudio:
-    promised, damage = _promised_by_ogg(file)
+    promised, damage = stated_ogg_length(file)
     has_xing = _has_xing(file)
     file.seek(0)
     with av.open(file, options=_FFMPEG_OPTIONS, metadata_errors="ignore") as container:
@@ -413,49 +414,6 @@ def _has_xing(file: BinaryIO) -> bool:
         head = file.read(10)
     frame = head + file.read(200)
     return b"Xing" in frame or b"Info" in frame
-
-
-class _OggPage(NamedTuple):
-    start: int
-    begins_file: bool
-    begins_stream: bool
-    is_last: bool
-    granule: int
-    is_whole: bool
-
-
-def _ogg_pages(file: BinaryIO) -> Iterator[_OggPage]:
-    """The pages of an Ogg file (RFC 3533), past what is damaged between them."""
-    end = file.seek(0, os.SEEK_END)
-    position, in_beginnings = 0, False
-    while position < end:
-        file.seek(position)
-        head = file.read(27 + 255)
-        if not head.startswith(b"OggS"):
-            found = head.find(b"OggS", 1)
-            position += found if found > 0 else max(1, len(head) - 3)
-            continue
-        if len(head) < 27:
-            return
-        length = 27 + head[26] + sum(head[27 : 27 + head[26]])
-        granule = int.from_bytes(head[6:14], "little", signed=True)
-        begins_stream, is_last = bool(head[5] & 2), bool(head[5] & 4)
-        # Streams side by side begin together.
-        begins_file = begins_stream and not in_beginnings
-        yield _OggPage(position, begins_file, begins_stream, is_last, granule, position + length <= end)
-        position, in_beginnings = position + length, begins_stream
-
-
-def _promised_by_ogg(file: BinaryIO) -> tuple[int, str]:
-    """Frames up to the last page of an Ogg stream where that page is cut off, else 0, and what is missing."""
-    file.seek(0)
-    if file.read(4) != b"OggS":
-        return 0, ""
-    pages = list(_ogg_pages(file))
-    if sum(page.begins_stream for page in pages) != 1:
-        return 0, ""
-    granule = 0 if pages[-1].is_whole else max(0, pages[-1].granule)
-    return granule, "" if pages[-1].is_last else "the last page of its stream is missing"
 
 
 def report_early_end(decoded: DecodedAudio, name: str) -> None:
