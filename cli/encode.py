@@ -10,7 +10,7 @@ from .loading import add_codec_arguments, open_codec
 
 
 def add_arguments(parser):
-    parser.add_argument("recording", help="audio file; any sampling rate and number of channels")
+    parser.add_argument("recording", help="audio file")
     add_codec_arguments(parser, speaks=False)
     parser.add_argument("--json", action="store_true", help="print everything as JSON, not the tokens alone")
     parser.add_argument("--output", metavar="JSON", help="file for the JSON")

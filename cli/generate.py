@@ -29,7 +29,7 @@ from .shipped import TEACHER
 
 
 def add_arguments(parser):
-    parser.add_argument("prompt", nargs="?", help="audio file to continue; any sampling rate and number of channels")
+    parser.add_argument("prompt", nargs="?", help="audio file to continue")
     parser.add_argument("output", nargs="?", help="audio file to write, .wav or .flac; not needed for text")
     parser.add_argument(
         "--text", help="text to continue, alone or after the prompt; with it the prompt may be left out"
