@@ -29,6 +29,8 @@ TEXT_MARKER = "[Text]"
 SPEECH_MARKER = "[Speech]"
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
 _PREFIXES = "|".join(stream.prefix for stream in SPEECH_STREAMS)
+# What Python makes of bytes that are not UTF-8, for instance on a command line.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TYPED_TOKEN = re.compile(rf"\[(?:(?:{_PREFIXES})\d+|Text|Speech)\]", re.ASCII)
 
 
@@ -307,7 +309,15 @@ def meaningful_ids(config: TinyWaveConfig) -> np.ndarray:
 
 
 def check_text(text: str) -> None:
-    """Raise `ValueError` where a unit token or a marker is typed in a text: it would become speech unnoticed."""
+    """Raise `ValueError` for a text that is not Unicode, and where a unit token or a marker is typed in it.
+
+    A typed token would become speech unnoticed.
+    """
+    if broken := _SURROGATE.search(text):
+        raise ValueError(
+            f"the text is not valid Unicode at character {broken.start()} ({broken.group()!r}); pass text that was "
+            "decoded as UTF-8"
+        )
     found = _TYPED_TOKEN.search(text)
     if found:
         raise ValueError(

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import importlib
+import io
 import itertools
 import os
 import signal
@@ -17,7 +18,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from .. import __version__
 from .paths import check_paths, sole_writer
@@ -83,12 +84,13 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     debug = "--debug" in argv
     try:
+        open_standard_streams()
         with warnings.catch_warnings(), _signals_as_interrupts():
             warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
             return _run([argument for argument in argv if argument != "--debug"])
     except BrokenPipeError:
         # The reader of our output (`tinywave encode x.wav | head`) went away; nothing is wrong on this side.
-        discard_output()
+        discard_output(sys.stdout)
         return EXIT_BROKEN_PIPE
     except KeyboardInterrupt as interrupt:
         _report(interrupt, debug)
@@ -96,8 +98,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as raised:
         error = as_full_disk(raised)
         is_expected = isinstance(error, expected_errors())
-        if error is not raised or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
-            discard_output()
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            discard_output(sys.stdout)
         _report(error, debug, "" if is_expected else _DEFECT)
         return EXIT_FAILED if is_expected else EXIT_DEFECT
 
@@ -121,10 +123,13 @@ def _run(argv: list[str]) -> int:
 
 
 def _report(error: BaseException, debug: bool, addition: str = "") -> None:
-    if debug:
-        traceback.print_exc()
     message = f"{type(error).__name__}: {describe_error(error)}" if addition else describe_error(error)
-    print(f"tinywave: {message}{addition}", file=sys.stderr)
+    try:
+        if debug:
+            traceback.print_exc()
+        print(f"tinywave: {message}{addition}", file=sys.stderr, flush=True)
+    except OSError:  # a full disk or a closed pipe; the exit code still says that the command failed
+        discard_output(sys.stderr)
 
 
 @contextlib.contextmanager
@@ -171,10 +176,13 @@ def expected_errors() -> tuple[type[BaseException], ...]:
 
 
 class _OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are `ValueError`s, one line as all others."""
+    """A parser whose errors are `ValueError`s, one line as all others, and whose help fails as all other output."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        print(message, end="", file=file, flush=True)
 
 
 def build_parser(argv: list[str]) -> argparse.ArgumentParser:
@@ -270,9 +278,21 @@ def leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
-def discard_output() -> None:
+def open_standard_streams() -> None:
+    """Open the null device in place of closed standard streams, and let printing never fail on a character.
+
+    A file that is opened while a standard stream is closed gets its number, and with it what libraries print there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def discard_output(stream: TextIO) -> None:
     """Send what is still to be printed nowhere, so that the interpreter's last flush does not fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def describe_error(error: BaseException) -> str:

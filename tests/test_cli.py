@@ -458,7 +458,11 @@ def test_a_prompt_and_a_file_are_asked_for(arguments, message, capsys):
     assert message in errors and len(errors.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("text", "message"), [("", "segment 0 is empty"), ("[Hu3]", "contains the token '[Hu3]'")])
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "segment 0 is empty"),
+    ("[Hu3]", "contains the token '[Hu3]'"),
+    (os.fsdecode(b"caf\xe9"), "not valid Unicode at character 3"),
+])  # fmt: skip
 def test_unusable_text_is_one_line(text, message, codec, language_model, tmp_path, capsys):
     files = [str(tmp_path / "out.wav"), "--model", str(language_model), "--codec", str(codec), "--griffin-lim"]
     assert command_line.main(["generate", *files, "--text", text]) == 2
@@ -519,3 +523,35 @@ def test_control_c_leaves_one_line_and_130(tmp_path):
     assert errors.strip().startswith("tinywave: interrupted")
     assert len(errors.splitlines()) == 1
     assert not (tmp_path / "out.wav").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "num_lines"),
+    [
+        ("encode {recording} --codec {codec} --output {output} <&- >&- 2>&-", 0, 0),
+        ("encode {recording} --codec {codec} --output {output} >&-", 0, 0),
+        ("encode {output} 2>/dev/full", 2, 0),
+        ("encode --help >/dev/full", 2, 1),
+        ("encode --help >&-", 0, 0),
+        ("encode --help | true", 141, 0),
+    ],
+)
+def test_closed_and_full_streams_have_the_documented_exit_code(
+    arguments, exit_code, num_lines, recording, codec, tmp_path
+):
+    arguments = arguments.format(recording=recording, codec=codec, output=tmp_path / "tokens.json")
+    command = f"set -o pipefail; {sys.executable} -m tinywave.cli.main {arguments}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert result.returncode == exit_code
+    assert len(result.stderr.splitlines()) == num_lines
+    assert (tmp_path / "tokens.json").exists() == ("--output" in arguments)
+
+
+def test_names_are_printed_where_the_terminal_knows_no_such_letters(recording, codec, tmp_path):
+    written = tmp_path / "tokens-\u97f3.json"
+    environment = os.environ | {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"}
+    arguments = ["encode", str(recording), "--codec", codec, "--output", str(written)]
+    command = [sys.executable, "-m", "tinywave.cli.main", *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.rstrip().endswith(r"tokens-\u97f3.json") and written.is_file()
