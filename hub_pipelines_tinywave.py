@@ -18,7 +18,7 @@ from transformers import Pipeline, PreTrainedModel, ProcessorMixin
 from .codec_tinywave import SpeechCodec
 from .f0_tinywave import F0Extractor
 from .pipeline_tinywave import GeneratedSegment, TinyWavePipeline
-from .speech_inputs_tinywave import EXPECTED, is_audio, is_segment, to_waveform
+from .speech_inputs_tinywave import EXPECTED, check_count, is_audio, is_segment, to_waveform
 from .vocoder_tinywave import NeuralDecoder
 
 DEFAULT_MAX_NEW_TOKENS = 256  # of the text-to-audio pipeline of transformers
@@ -99,6 +99,7 @@ class SpeechContinuationPipeline(Pipeline):
         postprocess_params: dict[str, Any],
     ) -> Iterator[dict[str, Any]]:
         """Yield the output of every input; `batch_size` of them are continued at once. Workers are not used."""
+        check_count("batch_size", batch_size)
         indexed = (inputs[index] for index in range(len(inputs))) if hasattr(inputs, "__getitem__") else inputs
         prepared = (self.preprocess(item, **preprocess_params) for item in indexed)
         while batch := list(islice(prepared, batch_size)):

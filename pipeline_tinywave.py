@@ -26,7 +26,7 @@ from .loudness_tinywave import apply_gain, matching_gain
 from .modeling_tinywave import TinyWaveForCausalLM
 from .processing_tinywave import TinyWaveProcessor
 from .prompt_cache_tinywave import PromptCache
-from .speech_inputs_tinywave import as_batch, is_rate_and_samples, to_waveform
+from .speech_inputs_tinywave import as_batch, check_count, is_rate_and_samples, to_waveform
 from .tokenization_tinywave import (
     NO_MODALITY,
     TEXT_MODALITY,
@@ -329,7 +329,10 @@ class TinyWavePipeline:
 
     def _num_return_sequences(self, options: dict[str, Any]) -> int:
         config = options.get("generation_config") or self.model.generation_config
-        return options.get("num_return_sequences") or getattr(config, "num_return_sequences", None) or 1
+        number = options.get("num_return_sequences")
+        number = getattr(config, "num_return_sequences", None) or 1 if number is None else number
+        check_count("num_return_sequences", number)
+        return number
 
     def _prepare(
         self, conversation: Sequence[Segment], sampling_rate: int | None, match_loudness: bool

@@ -123,6 +123,12 @@ def _is_joined(content: bytes) -> bool:
     return content[end : end + 4] == content[:4]
 
 
+def check_count(name: str, value: Any) -> None:
+    """Raise `ValueError` for a number of things that is no whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
+
+
 def as_batch(conversations: Any) -> tuple[list, bool]:
     """Return the conversations of a call as a list, and whether there was one that was not in a list.
 

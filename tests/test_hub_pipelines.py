@@ -162,3 +162,10 @@ def test_all_parts_come_from_the_commit_of_the_revision(repository, revision):
     assert describe_models({"student": repository}, revision) == {
         "student": {"name": repository, "revision": revision, "commit": COMMITS[number]}
     }
+
+
+@pytest.mark.parametrize("value", [0, -1, "2", 1.5, True])
+def test_counts_that_are_no_counts_are_refused(speaker, clips, value):
+    for name in ("batch_size", "num_return_sequences"):
+        with pytest.raises(ValueError, match=f"{name} is {value!r}; expected a whole number of at least 1"):
+            list(speaker(list(clips[:2]), **{name: value}, **OPTIONS))
