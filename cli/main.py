@@ -161,8 +161,9 @@ def _show_warning(show: Callable, message: Warning | str, category: type[Warning
 def as_full_disk(error: Exception) -> Exception:
     """Return the `OSError` of a full disk for what safetensors and torch raise in its place, else the error itself."""
     text = " ".join(str(error).split())
-    is_writer = "PytorchStreamWriter failed writing" in text
-    if isinstance(error, OSError) or not (is_writer or os.strerror(errno.ENOSPC) in text):
+    # What torch.save says where fewer bytes were written than it gave.
+    is_short = "PytorchStreamWriter failed writing" in text or "unexpected pos" in text
+    if isinstance(error, OSError) or not (is_short or os.strerror(errno.ENOSPC) in text):
         return error
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), text)
 

@@ -8,7 +8,6 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ from torch.utils.data import Dataset
 from ..configuration_tinywave import HifiGanConfig
 from ..tokenization_tinywave import deduplicate
 from ..vocoder_inputs_tinywave import codes_at_frames
-from .unit_extraction import ShardError
+from .unit_extraction import ShardError, shard_paths
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,9 @@ def read_hifigan_utterances(
 
 
 def _read_table(folder: str | os.PathLike, columns: Sequence[str], split: str) -> pa.Table:
-    paths = sorted(map(str, Path(folder).glob("*.parquet")))
-    if not paths:
-        raise ShardError(f"{folder} holds no parquet shards; make them first")
+    paths = shard_paths(folder)
     try:
-        shards = dataset(paths, format="parquet")
+        shards = dataset(list(map(str, paths)), format="parquet")
         if missing := set(columns) - set(shards.schema.names):
             raise ShardError(f"{folder} lacks the columns {sorted(missing)}, which this vocoder needs; extract them")
         table = shards.to_table(columns=columns, filter=pc.field("split") == split)

@@ -97,7 +97,7 @@ def sample_features(
 
     Raises [`ShardError`] for a damaged shard and when the split is empty.
     """
-    rows = _sample_rows(_shards(corpus_folder), encoder, max_frames, split, seed)
+    rows = _sample_rows(shard_paths(corpus_folder), encoder, max_frames, split, seed)
     jobs = [partial(_features_of_rows, path, numbers) for path, numbers in sorted(rows.items())]
     sizes = [len(numbers) for _, numbers in sorted(rows.items())]
     parts = dict(_run_jobs(jobs, sizes, SpeechCodec(encoder), num_processes, "features"))
@@ -169,7 +169,7 @@ def extract_units(
     output_folder.mkdir(parents=True, exist_ok=True)
     fingerprint = codec.fingerprint()
     jobs, sizes, rows = [], [], {}
-    for path in _shards(corpus_folder):
+    for path in shard_paths(corpus_folder):
         output = output_folder / path.name
         identifiers = rows[output] = _read_columns(path, ["id"])["id"].to_pylist()
         if not _is_finished(output, identifiers, fingerprint):
@@ -239,7 +239,7 @@ def load_unit_utterances(
         raise ValueError(f"found {found}; expected one unit folder for each corpus")
     utterances, encoders = [], set()
     for corpus_folder, unit_folder in zip(corpus_folders, unit_folders, strict=True):
-        for path in _shards(corpus_folder):
+        for path in shard_paths(corpus_folder):
             unit_path = Path(unit_folder) / path.name
             if not unit_path.is_file():
                 raise ShardError(f"{unit_path} is missing; run extract-units on {corpus_folder} again")
@@ -327,7 +327,8 @@ def _write_table(table: pa.Table, output: Path) -> None:
         ) from error
 
 
-def _shards(folder: str | os.PathLike) -> list[Path]:
+def shard_paths(folder: str | os.PathLike) -> list[Path]:
+    """Return the shards of a corpus or of units; [`ShardError`] where there are none, or the corpus is unfinished."""
     paths = sorted(Path(folder).glob("*.parquet"))
     if not paths:
         raise ShardError(f"{folder} holds no parquet shards; prepare the corpus first")

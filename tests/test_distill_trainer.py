@@ -362,7 +362,7 @@ def test_a_batch_without_labels_is_refused(tmp_path):
         (dict(cross_entropy_weight=0.0, **CROSS_ENTROPY_ONLY), "At least one of"),
         (dict(hidden_loss="l1"), "`hidden_loss` must be one of"),
         (dict(logits_chunk_size=0), "at least 1 token"),
-        (dict(label_smoothing_factor=0.1), "`label_smoothing_factor` must be 0"),
+        (dict(label_smoothing_factor=0.1), "`label_smoothing_factor` is 0.1; set it to 0"),
         (dict(torch_compile=True), "`torch_compile` does not support"),
         (
             dict(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True}),

@@ -316,7 +316,7 @@ def run_case(case, folder):
     if trainer.is_world_process_zero():
         trainer.save_model()  # alone, as scripts do
     trainer.save_state()
-    trainer.accelerator.end_training()
+    trainer.end()
 
 
 if __name__ == "__main__":

@@ -135,6 +135,17 @@ class ResumableTrainer(Trainer):
         with atomic_file(folder / TRAINER_STATE_NAME) as path:
             dataclasses.replace(self.state, log_history=history).save_to_json(str(path))
 
+    def end(self) -> None:
+        """End the run of a script: release the models, and leave the process group.
+
+        The group is left last. Where the reducer of DDP is what keeps it alive, it is destroyed while Python's global
+        lock is held, and waits for a thread of gloo that waits for this lock.
+        """
+        self.accelerator.wait_for_everyone()
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        super().end()
+
     def _get_output_dir(self, trial):
         return super()._get_output_dir(trial) if self._checkpoint_root is None else str(self._checkpoint_root)
 

@@ -26,7 +26,7 @@ after a random time. It is then repeated until it ends. What it has written must
 uninterrupted run writes, without temporary files. SIGTERM must end a command with exit code 143 and SIGINT with 130,
 in one line that says that it was interrupted. Not compared are `training_args.bin`, a pickle whose bytes depend on
 which equal strings are one object, and wall times: `seconds.json`, `report.html` and the fields `seconds` and
-`units_per_second` of the quickstart. Finished commands are repeated twice and must change nothing.
+`units_per_second` of the quickstart. Finished commands are repeated and must change nothing.
 
 {kills}
 

@@ -5,6 +5,7 @@ The default run tries a few commands; `make reliability` tries all of them. Disk
 
 import os
 import subprocess
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,11 +22,16 @@ NAMED_BY_FOLDER = {"*README.md": "title", "*training_args.bin": "path"}
 DAY = 86_400.0
 
 
-def of_commands(*default: str):
-    """Parametrise with all commands, of which only the named ones belong to the default run."""
+# In the others an output folder is used as in one of these.
+WRITERS = ("prepare", "extract-units", "distill", "evaluate", "export to 8 bits")
+
+
+def of_commands(*default: str, others: Iterable[str] = tuple(item.name for item in COMMANDS)):
+    """Parametrize with commands, of which only the first belong to the default run."""
     cases = [
         pytest.param(item, id=item.name, marks=() if item.name in default else pytest.mark.exhaustive)
         for item in COMMANDS
+        if item.name in {*default, *others}
     ]
     return pytest.mark.parametrize("command", cases)
 
@@ -78,7 +84,7 @@ def test_two_runs_in_one_folder(command, inputs, uninterrupted, tmp_path, check)
 
 
 @pytest.mark.parametrize("share", (0.2, 0.8))
-@of_commands("distill")
+@of_commands("distill", others=WRITERS)
 def test_full_disk(command, share, inputs, uninterrupted, tmp_path, check):
     """The run names what did not fit, what it leaves under final names is complete, and with room it goes on."""
     _, expected = uninterrupted(command)
@@ -108,7 +114,7 @@ def test_read_only_folder(command, inputs, tmp_path, check):
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-@of_commands("prepare")
+@of_commands("prepare", others=WRITERS)
 def test_odd_output_path(command, name, inputs, uninterrupted, tmp_path, check):
     _, expected = uninterrupted(command)
     folder, problems = tmp_path / "run", []
@@ -122,7 +128,7 @@ def test_odd_output_path(command, name, inputs, uninterrupted, tmp_path, check):
     check("odd output path", command, [f"{name}: {problem}" for problem in problems])
 
 
-@of_commands("distill")
+@of_commands("distill", others=WRITERS)
 def test_clock_that_goes_back(command, inputs, uninterrupted, tmp_path, check):
     """What is continued carries times of the future, the oldest file the newest."""
     whole, expected = uninterrupted(command)
