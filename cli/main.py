@@ -83,9 +83,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     debug = "--debug" in argv
+    delivered: list[KeyboardInterrupt] = []
     try:
         open_standard_streams()
-        with warnings.catch_warnings(), _signals_as_interrupts():
+        with warnings.catch_warnings(), _signals_as_interrupts(delivered):
             warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
             return _run([argument for argument in argv if argument != "--debug"])
     except BrokenPipeError:
@@ -96,6 +97,9 @@ def main(argv: list[str] | None = None) -> int:
         _report(interrupt, debug)
         return getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
     except Exception as raised:
+        if delivered:  # An import or a library has turned the interrupt into an error of its own.
+            _report(delivered[0], debug)
+            return getattr(delivered[0], "exit_code", EXIT_INTERRUPTED)
         error = as_full_disk(raised)
         is_expected = isinstance(error, expected_errors())
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -133,16 +137,23 @@ def _report(error: BaseException, debug: bool, addition: str = "") -> None:
 
 
 @contextlib.contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, so that it cleans up after itself."""
+def _signals_as_interrupts(delivered: list[KeyboardInterrupt]) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, so that it cleans up after itself.
+
+    The interrupts that were raised are added to `delivered`.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(number, frame):
-        raise Terminated(number)
+        delivered.append(KeyboardInterrupt() if number == signal.SIGINT else Terminated(number))
+        raise delivered[-1]
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # It may be ignored, as in the background.
+        numbers.append(signal.SIGINT)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
@@ -173,7 +184,7 @@ def expected_errors() -> tuple[type[BaseException], ...]:
     from huggingface_hub.errors import StrictDataclassError  # an impossible configuration
 
     # FloatingPointError: training that diverges.
-    return ValueError, OSError, ModuleNotFoundError, MemoryError, FloatingPointError, StrictDataclassError
+    return ValueError, OSError, ImportError, MemoryError, FloatingPointError, StrictDataclassError
 
 
 class _OneLineParser(argparse.ArgumentParser):

@@ -100,7 +100,6 @@ COMMANDS = (
             "output",
         ],  # fmt: skip
     ),
-    LongCommand("train-vocoder", lambda i: [i / "vocoder.yaml", "--output-dir", "output"]),
     LongCommand(
         "train-hifigan",
         lambda i: [i / "hifigan.yaml", "--corpus", i / "corpus", "--units", i / "units", "--output-dir", "output"],
@@ -273,7 +272,6 @@ def _recipes(folder: Path) -> dict[str, dict]:
         "pitch": _shorten("nano/pitch", hours={"train": 0.01, "validation": 0.002}),
         "style": _shorten("nano/style", hours_per_style=0.001),
         "encoder": _shorten("nano/hubert_speech_encoder"),
-        "vocoder": _shorten("nano/vocoder", num_story_sentences=3, kokoro_share=0.0),
         "hifigan": hifigan,
         "ablation": ablation,
         "suites": {"seed": 5, "suites": {"lexical": 8}},

@@ -43,7 +43,8 @@ class Outcome:
     @property
     def message(self) -> str:
         """The last line of the command on standard error; a progress bar may stand before and after it."""
-        return self.errors.rpartition("tinywave: ")[2].partition("\n")[0]
+        lines = self.errors.replace("\r", "\n").splitlines()
+        return next((line[len("tinywave: ") :] for line in reversed(lines) if line.startswith("tinywave: ")), "")
 
 
 @dataclass(frozen=True)

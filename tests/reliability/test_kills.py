@@ -131,7 +131,8 @@ def check_command(command: LongCommand, kills: list[Kill], inputs, expected, fol
 def test_a_killed_command_continues(command, inputs, uninterrupted, tmp_path, record):
     whole, expected = uninterrupted(command)
     kills = choose_kills(command, whole)
-    check_command(command, [kills[1], kills[-2]], inputs, expected, tmp_path / "run", record)
+    # Those after a time depend on the load of the machine.
+    check_command(command, [kills[1], kills[-3]], inputs, expected, tmp_path / "run", record)
 
 
 @pytest.mark.exhaustive
